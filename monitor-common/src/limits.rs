@@ -1,0 +1,68 @@
+//! The capacity of every map and ring, with its reason, and what they cost together.
+//!
+//! All hash maps are preallocated: their memory is spent at load, and no probe ever waits for an allocator.
+
+use crate::{Owner, address_space, block_io, page_fault};
+
+/// Processes (in a cgroup) that fault while the agent runs, live or exited for less than a harvest: 5,000 live ones on a
+/// full node and a fork storm's second of dead ones.
+pub const PAGE_FAULT_OWNERS: u32 = 8192;
+/// As [`PAGE_FAULT_OWNERS`], for processes that map or unmap memory.
+pub const ADDRESS_SPACE_OWNERS: u32 = 8192;
+/// Threads inside brk at one moment; they queue on their process's memory lock, so one a process at most makes progress.
+pub const BRK_IN_FLIGHT: u32 = 1024;
+/// Used histogram cells: a process that does I/O uses some 20 to 150, depending on how its latencies scatter.
+pub const BLOCK_IO_CELLS: u32 = 16384;
+/// Requests ever seen in flight. Drivers allocate theirs once and reuse them: some hundreds a queue.
+pub const BLOCK_IO_REQUESTS: u32 = 4096;
+
+/// Bytes of the ring for mmap, munmap, mremap and brk moments: some 680 records.
+pub const ADDRESS_SPACE_RING_BYTES: u32 = 64 << 10;
+/// Bytes of the ring for slow and failed I/O: some 600 records.
+pub const BLOCK_IO_RING_BYTES: u32 = 64 << 10;
+/// Bytes of the ring for process and cgroup life: a process from fork to exit takes some 540 of them, and the ring is
+/// drained every 100 ms at the latest, or when a quarter full.
+pub const LIFECYCLE_RING_BYTES: u32 = 512 << 10;
+/// Bytes of each source's ring for diagnostics: one page, as they are rare.
+pub const LOG_RING_BYTES: u32 = 4 << 10;
+
+/// Bytes of an element's head in the kernel's hash maps (`struct htab_elem`, Linux 5.10 to 7.3).
+const HASH_HEAD_BYTES: u64 = 48;
+/// Bytes of a hash bucket.
+const HASH_BUCKET_BYTES: u64 = 16;
+/// Pages of a ring besides its data.
+const RING_OVERHEAD_BYTES: u64 = 3 * 4096;
+
+/// Kernel memory of a preallocated hash map.
+const fn hash_bytes(entries: u32, key: usize, value: usize) -> u64 {
+    let entries = entries as u64;
+    entries * (HASH_HEAD_BYTES + key as u64 + value as u64) + entries.next_power_of_two() * HASH_BUCKET_BYTES
+}
+
+/// Kernel memory of a preallocated per-CPU hash map.
+const fn per_cpu_hash_bytes(entries: u32, key: usize, value: usize, cpus: u32) -> u64 {
+    hash_bytes(entries, key, size_of::<u64>()) + entries as u64 * cpus as u64 * value as u64
+}
+
+const fn ring_bytes(bytes: u32) -> u64 {
+    bytes as u64 + RING_OVERHEAD_BYTES
+}
+
+/// Kernel memory of all maps and rings on a machine with that many possible CPUs, in bytes.
+pub const fn map_bytes(cpus: u32) -> u64 {
+    let owner = size_of::<Owner>();
+    per_cpu_hash_bytes(PAGE_FAULT_OWNERS, owner, size_of::<page_fault::Counts>(), cpus)
+        + 2 * cpus as u64 * size_of::<page_fault::Slot>() as u64
+        + hash_bytes(ADDRESS_SPACE_OWNERS, owner, size_of::<address_space::Totals>())
+        + hash_bytes(BRK_IN_FLIGHT, size_of::<u64>(), size_of::<u64>())
+        + hash_bytes(BLOCK_IO_CELLS, size_of::<block_io::CellKey>(), size_of::<block_io::Cell>())
+        + hash_bytes(BLOCK_IO_REQUESTS, size_of::<u64>(), size_of::<block_io::Request>())
+        + ring_bytes(ADDRESS_SPACE_RING_BYTES)
+        + ring_bytes(BLOCK_IO_RING_BYTES)
+        + ring_bytes(LIFECYCLE_RING_BYTES)
+        + 4 * ring_bytes(LOG_RING_BYTES)
+}
+
+// The promise to users: at most 8 MiB on two CPUs, 64 MiB on 64.
+const _: () = assert!(map_bytes(2) <= 8 << 20);
+const _: () = assert!(map_bytes(64) <= 64 << 20);

@@ -1,0 +1,314 @@
+//! Source `block_io`: requests to block devices, from submission through issue to completion. Worst case a million
+//! requests a second and machine.
+//!
+//! Counted here by owner, device, operation and latencies; sent: requests that were slow or failed. The owner is taken
+//! when the request is submitted, in the context of whoever submits it: the worker that later hands it to the driver, or
+//! the interrupt that completes it, says nothing. Requests in flight stand under their address in a map. Drivers reuse
+//! their requests, so an entry stays when its request is done, and hot paths look up, but do not insert or delete.
+//!
+//! A bio merged into a waiting request is counted with it, for the request's owner; a request merged into another one
+//! vanishes from the count, as it does from /sys/block/*/stat. A requeued request keeps its submission and gets a new
+//! issue time.
+#![no_std]
+#![no_main]
+#![expect(missing_docs, unreachable_pub, reason = "the program macros wrap each function in a public one")]
+
+use aya_ebpf::{
+    EbpfContext, Global,
+    bindings::BPF_NOEXIST,
+    helpers::generated::bpf_ktime_get_ns,
+    macros::{btf_tracepoint, map},
+    maps::{HashMap, RingBuf},
+    programs::BtfTracePointContext,
+};
+use aya_log_ebpf::warn;
+use monitor_common::{
+    Owner,
+    block_io::{Cell, CellKey, Completion, NO_BUCKET, Request, SLOW_OR_FAILED, operation},
+    histogram, limits,
+};
+use monitor_ebpf::{
+    counter,
+    fields::{self, Kernel},
+    lose, owner, ring,
+};
+
+/// Requests in flight, by address, and the entries of those that were.
+#[map]
+static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(limits::BLOCK_IO_REQUESTS, 0);
+/// Completed requests.
+#[map]
+static CELLS: HashMap<CellKey, Cell> = HashMap::with_max_entries(limits::BLOCK_IO_CELLS, 0);
+/// Slow and failed requests.
+#[map]
+static MOMENTS: RingBuf = RingBuf::with_byte_size(limits::BLOCK_IO_RING_BYTES, 0);
+/// From how many nanoseconds on, submission to completion, a request is sent.
+#[unsafe(no_mangle)]
+static SLOW_NS: Global<u64> = Global::new(50_000_000);
+/// When the object was loaded, monotonic nanoseconds: what was submitted before is nobody's loss.
+#[unsafe(no_mangle)]
+static LOADED_NS: Global<u64> = Global::new(0);
+
+/// `request.cmd_flags`: the operation's bits, and their values (include/linux/blk_types.h).
+mod flag {
+    pub(super) const OPERATION: u32 = 0xff;
+    pub(super) const READ: u32 = 0;
+    pub(super) const WRITE: u32 = 1;
+    pub(super) const FLUSH: u32 = 2;
+    pub(super) const DISCARD: u32 = 3;
+    pub(super) const SECURE_ERASE: u32 = 5;
+}
+/// `task_struct.flags` of a kernel thread.
+const PF_KTHREAD: u32 = 0x0020_0000;
+
+/// `TP_PROTO(struct request *rq)`, since Linux 6.5: a request was made for a bio, in its submitter's context.
+#[btf_tracepoint(function = "block_io_start")]
+pub fn block_io_submit(ctx: BtfTracePointContext) -> i32 {
+    submit(&ctx, Kernel(ctx.arg(0)))
+}
+
+/// `TP_PROTO(struct request *rq)`: where there is no `block_io_start`, most requests are first seen here.
+#[btf_tracepoint(function = "block_rq_insert")]
+pub fn block_io_insert(ctx: BtfTracePointContext) -> i32 {
+    let request = Kernel(ctx.arg(0));
+    if in_flight(request).is_none() { submit(&ctx, request) } else { 0 }
+}
+
+/// `TP_PROTO(struct request *rq)`: a request is handed to the driver.
+#[btf_tracepoint(function = "block_rq_issue")]
+pub fn block_io_issue(ctx: BtfTracePointContext) -> i32 {
+    issue(Kernel(ctx.arg(0)));
+    0
+}
+
+/// As `block_io_issue`, where it may be the first that is seen of a request.
+#[btf_tracepoint(function = "block_rq_issue")]
+pub fn block_io_first_issue(ctx: BtfTracePointContext) -> i32 {
+    let request = Kernel(ctx.arg(0));
+    if in_flight(request).is_none() {
+        submit(&ctx, request);
+    }
+    issue(request);
+    0
+}
+
+/// `TP_PROTO(struct request *rq)`: the request goes on as part of another one.
+#[btf_tracepoint(function = "block_rq_merge")]
+pub fn block_io_merge(ctx: BtfTracePointContext) -> i32 {
+    if let Some(entry) = in_flight(Kernel(ctx.arg(0))) {
+        // SAFETY: a value of the map.
+        unsafe { (*entry).submitted_ns = 0 };
+    }
+    0
+}
+
+/// `TP_PROTO(struct request *rq, blk_status_t error, unsigned int nr_bytes)`: some of a request's bytes, or all that are
+/// left, are done.
+#[btf_tracepoint(function = "block_rq_complete")]
+pub fn block_io_complete(ctx: BtfTracePointContext) -> i32 {
+    complete(&ctx, Kernel(ctx.arg(0)), ctx.arg(1), ctx.arg(2))
+}
+
+fn now() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// The entry of a request that was submitted and is not done.
+#[inline(always)]
+fn in_flight(request: Kernel) -> Option<*mut Request> {
+    // SAFETY: a value of the map.
+    REQUESTS.get_ptr_mut(request.0).filter(|&entry| unsafe { (*entry).submitted_ns != 0 })
+}
+
+#[inline(always)]
+fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
+    // SAFETY: the tracepoint's argument is a request.
+    let entry = unsafe {
+        Request {
+            owner: submitter(request),
+            submitted_ns: now(),
+            issued_ns: 0,
+            bytes: 0,
+            sector: request.read(&fields::REQUEST_SECTOR),
+            device: device(request),
+            operation: operation(request),
+            reserved: 0,
+            status: 0,
+            reserved2: 0,
+        }
+    };
+    if let Some(old) = REQUESTS.get_ptr_mut(request.0) {
+        // SAFETY: a value of the map; the request belongs to this submitter alone until it is inserted or issued.
+        unsafe { *old = entry };
+    } else if REQUESTS.insert(request.0, entry, 0).is_err() && lose(|health| &mut health.map_full) {
+        warn!(ctx, "block_io: no room for another request in flight");
+    }
+    0
+}
+
+#[inline(always)]
+fn issue(request: Kernel) {
+    if let Some(entry) = in_flight(request) {
+        // SAFETY: a value of the map.
+        unsafe { (*entry).issued_ns = now() };
+    }
+}
+
+#[inline(always)]
+fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) -> i32 {
+    let Some(entry) = in_flight(request) else {
+        unknown(request);
+        return 0;
+    };
+    // SAFETY: a value of the map, of a request that one CPU completes; the tracepoint's argument is a request.
+    unsafe {
+        let entry = &mut *entry;
+        if status == 0 {
+            entry.bytes += u64::from(bytes);
+        } else if entry.status == 0 {
+            entry.status = status;
+        }
+        // Drivers may complete in parts; the rest is still in the request.
+        if bytes < request.read::<u32>(&fields::REQUEST_DATA_LEN) {
+            return 0;
+        }
+        let done = now();
+        // What waited for a flush of the device was never issued itself: its time is the device's.
+        let issued = if entry.issued_ns == 0 { entry.submitted_ns } else { entry.issued_ns };
+        let queue_ns = issued.saturating_sub(entry.submitted_ns);
+        let device_ns = done.saturating_sub(issued);
+        entry.submitted_ns = 0;
+        account(ctx, entry, queue_ns, device_ns);
+        if queue_ns + device_ns >= SLOW_NS.load() || entry.status != 0 {
+            send(entry, queue_ns, device_ns);
+        }
+    }
+    0
+}
+
+/// A completion without a submission: the block layer's own flush, a request from before this program, or a loss.
+#[inline(always)]
+fn unknown(request: Kernel) {
+    // SAFETY: the tracepoint's argument is a request.
+    unsafe {
+        let flush = request.read::<u32>(&fields::REQUEST_CMD_FLAGS) & flag::OPERATION == flag::FLUSH;
+        if !flush && request.read::<u64>(&fields::REQUEST_START_TIME_NS) > LOADED_NS.load() {
+            lose(|health| &mut health.unmatched);
+        }
+    }
+}
+
+#[inline(always)]
+fn account(ctx: &impl EbpfContext, entry: &Request, queue_ns: u64, device_ns: u64) {
+    let mut key = CellKey {
+        owner: entry.owner,
+        device: entry.device,
+        operation: entry.operation,
+        reserved: 0,
+        queue_bucket: histogram::bucket(queue_ns),
+        device_bucket: histogram::bucket(device_ns),
+        reserved2: 0,
+    };
+    let cell = find_or_insert(&key).or_else(|| {
+        if lose(|health| &mut health.map_full) {
+            warn!(ctx, "block_io: no room for another latency cell, counting without latency");
+        }
+        key.queue_bucket = NO_BUCKET;
+        key.device_bucket = NO_BUCKET;
+        find_or_insert(&key).or_else(|| {
+            key.owner = Owner::UNATTRIBUTED;
+            key.device = 0;
+            CELLS.get_ptr_mut(key)
+        })
+    });
+    let Some(cell) = cell else { return };
+    // SAFETY: a value of the map.
+    unsafe {
+        counter::add(&raw mut (*cell).count, 1);
+        counter::add(&raw mut (*cell).bytes, entry.bytes);
+        counter::add(&raw mut (*cell).queue_ns, queue_ns);
+        counter::add(&raw mut (*cell).device_ns, device_ns);
+        if entry.status != 0 {
+            counter::add(&raw mut (*cell).errors, 1);
+        }
+    }
+}
+
+#[inline(always)]
+fn find_or_insert(key: &CellKey) -> Option<*mut Cell> {
+    CELLS.get_ptr_mut(key).or_else(|| {
+        let empty = Cell { count: 0, bytes: 0, errors: 0, queue_ns: 0, device_ns: 0 };
+        let _ = CELLS.insert(key, empty, u64::from(BPF_NOEXIST));
+        CELLS.get_ptr_mut(key)
+    })
+}
+
+#[inline(always)]
+fn send(entry: &Request, queue_ns: u64, device_ns: u64) {
+    ring::send(&MOMENTS, |record: *mut Completion| {
+        let completion = Completion {
+            header: ring::header(SLOW_OR_FAILED),
+            owner: entry.owner,
+            queue_ns,
+            device_ns,
+            bytes: entry.bytes,
+            sector: entry.sector,
+            device: entry.device,
+            operation: entry.operation,
+            reserved: 0,
+            status: entry.status,
+            reserved2: 0,
+        };
+        // SAFETY: the ring's reserved bytes.
+        unsafe { record.write(completion) };
+    });
+}
+
+/// Who submits: the running task. What a kernel thread writes back is charged to the cgroup that dirtied the pages,
+/// where the kernel keeps track of that (cgroup v2).
+#[inline(always)]
+unsafe fn submitter(request: Kernel) -> Owner {
+    // SAFETY: the running task, the caller's request, and what their fields point to.
+    unsafe {
+        let task = Kernel::current_task();
+        let mut owner = owner::of(task);
+        if fields::BIO_BLKG.load() != fields::ABSENT && task.read::<u32>(&fields::TASK_FLAGS) & PF_KTHREAD != 0 {
+            let group = request.follow(&fields::REQUEST_BIO).follow(&fields::BIO_BLKG).follow(&fields::BLKG_BLKCG);
+            let cgroup = owner::cgroup_id(group.follow(&fields::BLKCG_CGROUP));
+            if cgroup != 0 {
+                owner.cgroup = cgroup;
+            }
+        }
+        owner
+    }
+}
+
+#[inline(always)]
+unsafe fn device(request: Kernel) -> u32 {
+    // SAFETY: the caller's request, and what its fields point to.
+    unsafe {
+        let disk = if fields::REQUEST_RQ_DISK.load() != fields::ABSENT {
+            request.follow(&fields::REQUEST_RQ_DISK)
+        } else {
+            request.follow(&fields::REQUEST_Q).follow(&fields::QUEUE_DISK)
+        };
+        disk.read::<u32>(&fields::DISK_MAJOR) << 20 | disk.read::<u32>(&fields::DISK_FIRST_MINOR)
+    }
+}
+
+#[inline(always)]
+unsafe fn operation(request: Kernel) -> u16 {
+    // SAFETY: the caller's request.
+    let (flags, bytes) =
+        unsafe { (request.read::<u32>(&fields::REQUEST_CMD_FLAGS), request.read::<u32>(&fields::REQUEST_DATA_LEN)) };
+    match flags & flag::OPERATION {
+        flag::READ => operation::READ,
+        // A write of nothing only asks for the flush that goes before it.
+        flag::WRITE if bytes == 0 => operation::FLUSH,
+        flag::WRITE => operation::WRITE,
+        flag::FLUSH => operation::FLUSH,
+        flag::DISCARD | flag::SECURE_ERASE => operation::DISCARD,
+        _ => operation::OTHER,
+    }
+}

@@ -1,0 +1,147 @@
+//! Offsets of kernel fields, set at load time from the running kernel's BTF, and how a field is read.
+//!
+//! Each static is named after its structure and field; `monitor/src/kernel/layout.rs` fills them by these names.
+
+use aya_ebpf::{
+    Global,
+    helpers::{bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_get_current_task_btf},
+};
+
+/// The offset of a field that the running kernel does not have.
+pub const ABSENT: u32 = u32::MAX;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $name:ident;)*) => {
+        $($(#[$doc])* #[unsafe(no_mangle)] pub static $name: Global<u32> = Global::new(ABSENT);)*
+    };
+}
+
+offsets! {
+    /// `task_struct.tgid`
+    TASK_TGID;
+    /// `task_struct.pid`
+    TASK_PID;
+    /// `task_struct.flags`
+    TASK_FLAGS;
+    /// `task_struct.comm`
+    TASK_COMM;
+    /// `task_struct.group_leader`
+    TASK_GROUP_LEADER;
+    /// `task_struct.real_parent`
+    TASK_REAL_PARENT;
+    /// `task_struct.start_boottime`
+    TASK_START_BOOTTIME;
+    /// `task_struct.cgroups`
+    TASK_CGROUPS;
+    /// `task_struct.signal`
+    TASK_SIGNAL;
+    /// `task_struct.exit_code`
+    TASK_EXIT_CODE;
+    /// `task_struct.mm`
+    TASK_MM;
+    /// `task_struct.thread_info.status`
+    TASK_STATUS;
+    /// `signal_struct.live.counter`
+    SIGNAL_LIVE;
+    /// `signal_struct.flags`
+    SIGNAL_FLAGS;
+    /// `signal_struct.group_exit_code`
+    SIGNAL_GROUP_EXIT_CODE;
+    /// `mm_struct.brk`
+    MM_BRK;
+    /// `mm_struct.arg_start`
+    MM_ARG_START;
+    /// `mm_struct.arg_end`
+    MM_ARG_END;
+    /// `css_set.dfl_cgrp`
+    CSS_SET_DFL_CGRP;
+    /// `css_set.subsys[memory_cgrp_id]`; absent unless the memory controller is in a cgroup v1 hierarchy.
+    CSS_SET_MEMORY;
+    /// `cgroup_subsys_state.cgroup`
+    CSS_CGROUP;
+    /// `cgroup.kn`
+    CGROUP_KN;
+    /// `cgroup.root`
+    CGROUP_ROOT;
+    /// `cgroup_root.hierarchy_id`
+    CGROUP_ROOT_HIERARCHY_ID;
+    /// `kernfs_node.id`
+    KERNFS_NODE_ID;
+    /// `request.q`
+    REQUEST_Q;
+    /// `request.rq_disk`; before Linux 5.17
+    REQUEST_RQ_DISK;
+    /// `request.cmd_flags`
+    REQUEST_CMD_FLAGS;
+    /// `request.__data_len`
+    REQUEST_DATA_LEN;
+    /// `request.__sector`
+    REQUEST_SECTOR;
+    /// `request.start_time_ns`
+    REQUEST_START_TIME_NS;
+    /// `request.bio`
+    REQUEST_BIO;
+    /// `request_queue.disk`; since Linux 5.15
+    QUEUE_DISK;
+    /// `gendisk.major`
+    DISK_MAJOR;
+    /// `gendisk.first_minor`
+    DISK_FIRST_MINOR;
+    /// `bio.bi_blkg`; absent unless the I/O controller is in the cgroup v2 hierarchy.
+    BIO_BLKG;
+    /// `blkcg_gq.blkcg`
+    BLKG_BLKCG;
+    /// `blkcg.css.cgroup`
+    BLKCG_CGROUP;
+}
+
+/// 1 where the verifier knows the kernel's types, so that fields are read by plain loads; 0 where every field takes a
+/// call of a helper (raw tracepoints, kernels before 5.11).
+#[unsafe(no_mangle)]
+pub static DIRECT: Global<u8> = Global::new(0);
+
+/// Address of a kernel structure. Null is allowed: its fields read as zero.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Kernel(pub u64);
+
+impl Kernel {
+    /// The running task.
+    #[inline(always)]
+    pub fn current_task() -> Self {
+        if DIRECT.load() != 0 {
+            // SAFETY: the helper has no preconditions.
+            Self(unsafe { bpf_get_current_task_btf() } as u64)
+        } else {
+            // SAFETY: as above.
+            Self(unsafe { bpf_get_current_task() })
+        }
+    }
+
+    /// A plain field.
+    ///
+    /// # Safety
+    /// `self` must point to the structure that `offset` was taken from (the verifier or the helper catches a wrong
+    /// address, not a wrong structure).
+    #[inline(always)]
+    pub unsafe fn read<T: Copy + Default>(self, offset: &Global<u32>) -> T {
+        let address = (self.0 + u64::from(offset.load())) as *const T;
+        if DIRECT.load() != 0 {
+            // Volatile, so that the load stays as wide as the field: the verifier checks it against the kernel's types.
+            // SAFETY: the verifier turns it into a load that reads zero where the address is bad.
+            unsafe { address.read_volatile() }
+        } else {
+            // SAFETY: the helper checks the address.
+            unsafe { bpf_probe_read_kernel(address) }.unwrap_or_default()
+        }
+    }
+
+    /// A field that points to another structure.
+    ///
+    /// # Safety
+    /// As [`Kernel::read`].
+    #[inline(always)]
+    pub unsafe fn follow(self, offset: &Global<u32>) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { self.read(offset) })
+    }
+}

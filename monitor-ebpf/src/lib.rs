@@ -1,0 +1,44 @@
+//! What the kernel programs share: how kernel memory is read, who is charged, how losses are counted and moments sent.
+//!
+//! Settings and field offsets are load-time constants: the verifier knows their values and drops the branches they rule
+//! out. Offsets come from the running kernel's BTF, never from generated bindings, because they move with every kernel.
+#![no_std]
+#![feature(asm_experimental_arch)]
+
+pub mod counter;
+pub mod fields;
+pub mod owner;
+pub mod ring;
+
+use aya_ebpf::{macros::map, maps::PerCpuArray};
+use monitor_common::Health;
+
+/// Losses of this object's source on each CPU.
+#[map]
+static HEALTH: PerCpuArray<Health> = PerCpuArray::with_max_entries(1, 0);
+
+/// Counts one loss and tells whether it is the first of its kind on this CPU, which is worth a line in the log.
+#[inline(always)]
+pub fn lose(which: fn(&mut Health) -> &mut u64) -> bool {
+    match HEALTH.get_ptr_mut(0) {
+        Some(health) => {
+            // SAFETY: the map's value for this CPU; a program interrupting this one can at worst lose a count of a loss.
+            let count = which(unsafe { &mut *health });
+            *count += 1;
+            *count == 1
+        }
+        None => false,
+    }
+}
+
+/// The kernel refuses a program that could reach this, so none can.
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// Which helpers the kernel lets the programs call depends on it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

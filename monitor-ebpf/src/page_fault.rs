@@ -1,0 +1,150 @@
+//! Source `page_fault`: two tracepoints, by processor mode. Worst case a million events a second and CPU.
+//!
+//! Nothing is sent; everything is counted here, by owner and kind, through one slot a CPU and program
+//! (`monitor_common::page_fault::Slot` has the protocol). The common case is a few loads, a comparison and an addition.
+#![no_std]
+#![no_main]
+#![expect(missing_docs, unreachable_pub, reason = "the program macros wrap each function in a public one")]
+
+use aya_ebpf::{
+    Global,
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    helpers::bpf_get_smp_processor_id,
+    macros::{btf_tracepoint, map, raw_tracepoint},
+    maps::{Array, PerCpuHashMap},
+    programs::{BtfTracePointContext, RawTracePointContext},
+};
+use aya_log_ebpf::warn;
+use core::sync::atomic::{Ordering, compiler_fence};
+use monitor_common::{
+    Owner, limits,
+    page_fault::{Counts, KERNEL_KINDS, KINDS, Slot, USER_KINDS, kernel_kind, user_kind},
+};
+use monitor_ebpf::{lose, owner};
+
+/// Counts of every owner, one value a CPU.
+#[map]
+static PAGE_FAULTS: PerCpuHashMap<Owner, Counts> = PerCpuHashMap::with_max_entries(limits::PAGE_FAULT_OWNERS, 0);
+/// One slot a CPU for faults in user mode. User space maps it into its memory; the loader sets the number of CPUs.
+#[map]
+static USER_SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// The same for faults in kernel mode, which can interrupt the other program.
+#[map]
+static KERNEL_SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// 1 where the kernel does not keep a program from interrupting itself (raw tracepoints before Linux 6.1).
+#[unsafe(no_mangle)]
+static GUARD: Global<u8> = Global::new(0);
+
+/// `TP_PROTO(unsigned long address, struct pt_regs *regs, unsigned long error_code)`
+#[btf_tracepoint(function = "page_fault_user")]
+pub fn page_fault_user(ctx: BtfTracePointContext) -> i32 {
+    user(&ctx, ctx.arg(2))
+}
+
+/// As `page_fault_user`.
+#[btf_tracepoint(function = "page_fault_kernel")]
+pub fn page_fault_kernel(ctx: BtfTracePointContext) -> i32 {
+    kernel(&ctx, ctx.arg(2))
+}
+
+/// As `page_fault_user`.
+#[raw_tracepoint(tracepoint = "page_fault_user")]
+pub fn page_fault_user_raw(ctx: RawTracePointContext) -> i32 {
+    user(&ctx, ctx.arg(2))
+}
+
+/// As `page_fault_user`.
+#[raw_tracepoint(tracepoint = "page_fault_kernel")]
+pub fn page_fault_kernel_raw(ctx: RawTracePointContext) -> i32 {
+    kernel(&ctx, ctx.arg(2))
+}
+
+#[inline(always)]
+fn user(ctx: &impl aya_ebpf::EbpfContext, error_code: u64) -> i32 {
+    count::<0, USER_KINDS>(ctx, &USER_SLOTS, user_kind(error_code))
+}
+
+#[inline(always)]
+fn kernel(ctx: &impl aya_ebpf::EbpfContext, error_code: u64) -> i32 {
+    count::<USER_KINDS, { USER_KINDS + KERNEL_KINDS }>(ctx, &KERNEL_SLOTS, kernel_kind(error_code))
+}
+
+/// Counts one fault. The calling program owns the counts `FIRST..END`.
+#[inline(always)]
+fn count<const FIRST: usize, const END: usize>(
+    ctx: &impl aya_ebpf::EbpfContext,
+    slots: &Array<Slot>,
+    kind: usize,
+) -> i32 {
+    // SAFETY: the helper has no preconditions.
+    let Some(slot) = slots.get_ptr_mut(unsafe { bpf_get_smp_processor_id() }) else { return 0 };
+    // SAFETY: this CPU's slot; only this program writes it, and the kernel or the guard keeps it from nesting.
+    let slot = unsafe { &mut *slot };
+    if GUARD.load() != 0 {
+        if slot.busy != 0 {
+            lose(|health| &mut health.nested);
+            return 0;
+        }
+        slot.busy = 1;
+        compiler_fence(Ordering::SeqCst);
+    }
+    let owner = owner::current();
+    if slot.owner != owner {
+        change_owner::<FIRST, END>(ctx, slot, &owner);
+    }
+    if let Some(count) = slot.counts.get_mut(kind) {
+        *count += 1;
+    }
+    if GUARD.load() != 0 {
+        compiler_fence(Ordering::SeqCst);
+        slot.busy = 0;
+    }
+    0
+}
+
+/// Stores the slot's counts away and loads those of `owner`.
+#[inline(always)]
+fn change_owner<const FIRST: usize, const END: usize>(
+    ctx: &impl aya_ebpf::EbpfContext,
+    slot: &mut Slot,
+    owner: &Owner,
+) {
+    let sequence = &raw mut slot.sequence;
+    // SAFETY: the slot's own field. Volatile and fenced: whoever reads the slot relies on the order of these writes.
+    unsafe { sequence.write_volatile(slot.sequence + 1) };
+    compiler_fence(Ordering::SeqCst);
+
+    // No entry any more: the process has exited and its counts were harvested, slot and all.
+    if let Some(stored) = PAGE_FAULTS.get_ptr_mut(slot.owner) {
+        // SAFETY: this CPU's value in the map.
+        copy::<FIRST, END>(&slot.counts, unsafe { &mut *stored });
+    }
+    let stored = PAGE_FAULTS.get_ptr_mut(owner).or_else(|| {
+        // Another CPU may have inserted it meanwhile, which is as good.
+        let _ = PAGE_FAULTS.insert(owner, [0; KINDS], u64::from(BPF_NOEXIST));
+        PAGE_FAULTS.get_ptr_mut(owner)
+    });
+    slot.owner = *owner;
+    let stored = stored.or_else(|| {
+        if lose(|health| &mut health.map_full) {
+            warn!(ctx, "page_fault: no room for another owner, counting for nobody");
+        }
+        slot.owner = Owner::UNATTRIBUTED;
+        PAGE_FAULTS.get_ptr_mut(Owner::UNATTRIBUTED)
+    });
+    if let Some(stored) = stored {
+        // SAFETY: as above.
+        copy::<FIRST, END>(unsafe { &*stored }, &mut slot.counts);
+    }
+
+    compiler_fence(Ordering::SeqCst);
+    // SAFETY: as above.
+    unsafe { sequence.write_volatile(slot.sequence + 1) };
+}
+
+#[inline(always)]
+fn copy<const FIRST: usize, const END: usize>(from: &Counts, to: &mut Counts) {
+    for (to, from) in to[FIRST..END].iter_mut().zip(&from[FIRST..END]) {
+        *to = *from;
+    }
+}

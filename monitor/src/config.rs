@@ -1,0 +1,167 @@
+//! What a user may set, and where it came from: defaults < file < environment < flags.
+//!
+//! [`keys`] is the one table of settings; every layer, the refusals and `monitor config` read it. Unknown names are
+//! refused everywhere, because a setting with no effect is worse than an agent that does not start.
+
+mod file;
+mod keys;
+mod layers;
+
+pub use keys::{Key, Slot, keys};
+pub use layers::{Assignment, Effective, Layers, Origin};
+
+use crate::source::Source;
+use log::LevelFilter;
+use monitor_common::limits;
+use std::{path::PathBuf, time::Duration};
+
+/// Everything the agent can be told. [`keys`] has the meaning and the allowed values of each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where the socket appears.
+    pub socket: PathBuf,
+    /// A group whose members may read, besides root.
+    pub socket_group: Option<String>,
+    /// One aggregation interval.
+    pub tick: Duration,
+    /// End after this time; only a flag sets it.
+    pub run_for: Option<Duration>,
+    /// Whether `monitor run` shows the block.
+    pub console: bool,
+    /// How often it does.
+    pub console_interval: Duration,
+    /// The most talkative level the kernel programs may log at.
+    pub kernel_log: LevelFilter,
+    /// Exited processes.
+    pub exited: Exited,
+    /// The agent's measuring of itself.
+    pub cost: Cost,
+    /// Calls of at least this many bytes are told as events.
+    pub large_call_bytes: u64,
+    /// I/O of at least this total latency is told as an event.
+    pub slow_io: Duration,
+    /// Indexed by [`Source`].
+    sources: [SourceConfig; Source::ALL.len()],
+}
+
+/// How exited processes are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exited {
+    /// How long each stays visible.
+    pub keep: Duration,
+    /// How many at most.
+    pub limit: u32,
+}
+
+/// When the run time of the kernel programs is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Length of one window.
+    pub window: Duration,
+    /// A window begins this often; zero for never.
+    pub every: Duration,
+}
+
+/// What can be set of each source.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceConfig {
+    /// Whether to attach it.
+    pub enabled: bool,
+    /// The only rung to try; none for the best that works.
+    pub rung: Option<String>,
+    /// Size of its ring in bytes, a power of two; none for a source without a ring.
+    pub ring_bytes: Option<u32>,
+}
+
+impl Config {
+    /// What is set of one source.
+    pub fn source(&self, source: Source) -> &SourceConfig {
+        &self.sources[source as usize]
+    }
+
+    /// As [`Self::source`], to change it.
+    pub fn source_mut(&mut self, source: Source) -> &mut SourceConfig {
+        &mut self.sources[source as usize]
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let mut config = Self {
+            socket: PathBuf::from("/run/monitor/monitor.sock"),
+            socket_group: None,
+            tick: Duration::from_secs(1),
+            run_for: None,
+            console: true,
+            console_interval: Duration::from_secs(2),
+            kernel_log: LevelFilter::Warn,
+            exited: Exited { keep: Duration::from_secs(60), limit: 8192 },
+            cost: Cost { window: Duration::from_secs(1), every: Duration::from_secs(60) },
+            large_call_bytes: 1 << 20,
+            slow_io: Duration::from_millis(50),
+            sources: Default::default(),
+        };
+        for source in Source::ALL {
+            *config.source_mut(source) =
+                SourceConfig { enabled: true, rung: None, ring_bytes: default_ring_bytes(source) };
+        }
+        config
+    }
+}
+
+const fn default_ring_bytes(source: Source) -> Option<u32> {
+    match source {
+        Source::PageFault => None,
+        Source::AddressSpace => Some(limits::ADDRESS_SPACE_RING_BYTES),
+        Source::BlockIo => Some(limits::BLOCK_IO_RING_BYTES),
+        Source::Lifecycle => Some(limits::LIFECYCLE_RING_BYTES),
+    }
+}
+
+/// A configuration that is refused. Each message is one line that names where the fault is and what is allowed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read the configuration file {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}:{line}: {message}", path.display())]
+    Syntax {
+        /// Which file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// No setting has this name.
+    #[error("{origin}: there is no setting \"{name}\"; {hint}")]
+    UnknownKey {
+        /// Where it was given.
+        origin: Origin,
+        /// The name given.
+        name: String,
+        /// The nearest right name, or how to list them.
+        hint: String,
+    },
+    /// The value is not one of those allowed.
+    #[error("{origin}: {key} = {value:?} is refused: it takes {allowed}")]
+    Value {
+        /// Where it was given.
+        origin: Origin,
+        /// The setting's full name.
+        key: String,
+        /// The value given.
+        value: String,
+        /// What it takes.
+        allowed: String,
+    },
+    /// Settings that are right each by itself do not go together, or do not fit this program.
+    #[error("{0}")]
+    Conflict(String),
+}

@@ -1,0 +1,213 @@
+//! The table of settings: name, help, and where in [`Config`] the value lives.
+
+use super::{Config, SourceConfig};
+use crate::{
+    source::Source,
+    units::{parse_bytes, parse_duration, show_bytes, show_duration},
+};
+use log::LevelFilter;
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// One setting.
+pub struct Key {
+    /// The TOML table it stands in; none for the top level.
+    pub section: Option<&'static str>,
+    /// Its name there.
+    pub name: &'static str,
+    /// What it does, in one line.
+    pub help: &'static str,
+    place: Place,
+}
+
+/// Where the value lives: in the configuration, or in that of one source.
+#[derive(Clone, Copy)]
+enum Place {
+    General(fn(&mut Config) -> Slot<'_>),
+    OfSource(Source, fn(&mut SourceConfig) -> Slot<'_>),
+}
+
+/// A value that can be set from text and shown, with its range.
+pub enum Slot<'a> {
+    /// A path, never empty.
+    Path(&'a mut PathBuf),
+    /// A name, or empty for none.
+    Name(&'a mut Option<String>),
+    /// true or false.
+    Switch(&'a mut bool),
+    /// A plain number.
+    Count(&'a mut u32, RangeInclusive<u32>),
+    /// A size in bytes.
+    Bytes(&'a mut u64, RangeInclusive<u64>),
+    /// The size of a ring in bytes: a power of two.
+    RingBytes(&'a mut Option<u32>, RangeInclusive<u32>),
+    /// A duration.
+    Duration(&'a mut Duration, RangeInclusive<Duration>),
+    /// How much to log.
+    Level(&'a mut LevelFilter),
+}
+
+/// All settings, in the order in which they are shown.
+pub fn keys() -> Vec<Key> {
+    let mut keys = general();
+    keys.extend(Source::ALL.into_iter().flat_map(of_source));
+    keys
+}
+
+fn general() -> Vec<Key> {
+    let key = |section, name, help, slot| Key { section, name, help, place: Place::General(slot) };
+    vec![
+        key(None, "socket", "where the socket appears", |c| Slot::Path(&mut c.socket)),
+        key(None, "socket_group", "a group whose members may read, besides root", |c| Slot::Name(&mut c.socket_group)),
+        key(None, "tick", "time from one snapshot to the next", |c| {
+            Slot::Duration(&mut c.tick, 100 * MILLISECOND..=HOUR)
+        }),
+        key(None, "console", "show on standard output what happens", |c| Slot::Switch(&mut c.console)),
+        key(None, "console_interval", "how often to show it", |c| {
+            Slot::Duration(&mut c.console_interval, 100 * MILLISECOND..=HOUR)
+        }),
+        key(None, "kernel_log", "the most talkative level of the kernel programs", |c| Slot::Level(&mut c.kernel_log)),
+        key(Some("exited"), "keep", "how long exited processes stay visible", |c| {
+            Slot::Duration(&mut c.exited.keep, Duration::ZERO..=HOUR)
+        }),
+        key(Some("exited"), "limit", "how many of them at most", |c| Slot::Count(&mut c.exited.limit, 0..=100_000)),
+        key(Some("cost"), "window", "how long the run time of the kernel programs is measured each time", |c| {
+            Slot::Duration(&mut c.cost.window, 10 * MILLISECOND..=HOUR)
+        }),
+        key(Some("cost"), "every", "how often it is measured; \"0s\" for never", |c| {
+            Slot::Duration(&mut c.cost.every, Duration::ZERO..=24 * HOUR)
+        }),
+    ]
+}
+
+fn of_source(source: Source) -> Vec<Key> {
+    let section = Some(source.name());
+    let key = |name, help, slot| Key { section, name, help, place: Place::OfSource(source, slot) };
+    let mut keys = vec![
+        key("enabled", "attach this source", |s| Slot::Switch(&mut s.enabled)),
+        key("rung", "the only way of attaching to try; empty for the best that works", |s| Slot::Name(&mut s.rung)),
+    ];
+    if Config::default().source(source).ring_bytes.is_some() {
+        keys.push(key("ring_bytes", "size of the ring that carries its moments", |s| {
+            Slot::RingBytes(&mut s.ring_bytes, 4096..=16 << 20)
+        }));
+    }
+    let own: Option<(_, _, fn(&mut Config) -> Slot<'_>)> = match source {
+        Source::AddressSpace => Some(("large_call", "tell each call of at least this size as an event", |c| {
+            Slot::Bytes(&mut c.large_call_bytes, 0..=1 << 40)
+        })),
+        Source::BlockIo => Some(("slow", "tell each I/O that took at least this long as an event", |c| {
+            Slot::Duration(&mut c.slow_io, Duration::ZERO..=HOUR)
+        })),
+        Source::PageFault | Source::Lifecycle => None,
+    };
+    keys.extend(own.map(|(name, help, slot)| Key { section, name, help, place: Place::General(slot) }));
+    keys
+}
+
+impl Key {
+    /// Its full name, as `--set` takes it: "section.name", or the name alone at the top level.
+    pub fn path(&self) -> String {
+        self.section.map_or_else(|| self.name.to_owned(), |section| format!("{section}.{}", self.name))
+    }
+
+    /// The environment variable that sets it.
+    pub fn variable(&self) -> String {
+        format!("MONITOR_{}", self.path().replace('.', "_").to_uppercase())
+    }
+
+    /// The place of its value.
+    pub fn slot<'a>(&self, config: &'a mut Config) -> Slot<'a> {
+        match self.place {
+            Place::General(slot) => slot(config),
+            Place::OfSource(source, slot) => slot(config.source_mut(source)),
+        }
+    }
+}
+
+impl Slot<'_> {
+    /// Sets the value. None when the text is not allowed; the value is then as before.
+    pub fn set(self, text: &str) -> Option<()> {
+        match self {
+            Self::Path(path) => *path = (!text.is_empty()).then(|| PathBuf::from(text))?,
+            Self::Name(name) => *name = (!text.is_empty()).then(|| text.to_owned()),
+            Self::Switch(switch) => *switch = text.parse().ok()?,
+            Self::Count(count, range) => *count = text.parse().ok().filter(|n| range.contains(n))?,
+            Self::Bytes(bytes, range) => *bytes = parse_bytes(text).ok().filter(|n| range.contains(n))?,
+            Self::RingBytes(bytes, range) => {
+                let size = u32::try_from(parse_bytes(text).ok()?).ok()?;
+                *bytes = Some(size).filter(|n| range.contains(n) && n.is_power_of_two()).map(Some)?;
+            }
+            Self::Duration(duration, range) => {
+                *duration = parse_duration(text).ok().filter(|d| range.contains(d))?;
+            }
+            Self::Level(level) => *level = text.parse().ok()?,
+        }
+        Some(())
+    }
+
+    /// The value as text that [`Self::set`] takes.
+    pub fn show(&self) -> String {
+        match self {
+            Self::Path(path) => path.display().to_string(),
+            Self::Name(name) => name.as_deref().unwrap_or_default().to_owned(),
+            Self::Switch(switch) => switch.to_string(),
+            Self::Count(count, _) => count.to_string(),
+            Self::Bytes(bytes, _) => show_bytes(**bytes),
+            Self::RingBytes(bytes, _) => bytes.map(|bytes| show_bytes(bytes.into())).unwrap_or_default(),
+            Self::Duration(duration, _) => show_duration(**duration),
+            Self::Level(level) => level.as_str().to_lowercase(),
+        }
+    }
+
+    /// What it takes, to follow "it takes".
+    pub fn allowed(&self) -> String {
+        match self {
+            Self::Path(_) => "a path".to_owned(),
+            Self::Name(_) => "a name in quotes".to_owned(),
+            Self::Switch(_) => "true or false".to_owned(),
+            Self::Count(_, range) => format!("a number from {} to {}", range.start(), range.end()),
+            Self::Bytes(_, range) => {
+                format!("a size from {} to {}, such as \"1MiB\"", show_bytes(*range.start()), show_bytes(*range.end()))
+            }
+            Self::RingBytes(_, range) => {
+                let (start, end) = (show_bytes((*range.start()).into()), show_bytes((*range.end()).into()));
+                format!("a power of two from {start} to {end}, such as \"64KiB\"")
+            }
+            Self::Duration(_, range) => {
+                let (start, end) = (show_duration(*range.start()), show_duration(*range.end()));
+                format!("a duration from {start} to {end}, such as \"500ms\"")
+            }
+            Self::Level(_) => "off, error, warn, info, debug or trace".to_owned(),
+        }
+    }
+
+    /// Whether TOML writes the value as a bare number.
+    pub(super) const fn takes_integer(&self) -> bool {
+        matches!(self, Self::Count(..) | Self::Bytes(..) | Self::RingBytes(..))
+    }
+
+    /// Whether TOML writes the value as a bare word.
+    pub(super) const fn takes_boolean(&self) -> bool {
+        matches!(self, Self::Switch(_))
+    }
+
+    /// The value as TOML writes it.
+    pub(super) fn toml(&self) -> String {
+        match self {
+            Self::Switch(_) | Self::Count(..) => self.show(),
+            _ => toml::Value::String(self.show()).to_string(),
+        }
+    }
+
+    /// The value as JSON: what it is in TOML.
+    pub(super) fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Switch(switch) => (**switch).into(),
+            Self::Count(count, _) => (**count).into(),
+            _ => self.show().into(),
+        }
+    }
+}

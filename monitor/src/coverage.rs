@@ -1,0 +1,78 @@
+//! What was live, by which rung, and what was lost. It travels with the data, so that "no data" and "zero" stay apart.
+
+use crate::source::Source;
+use serde::Serialize;
+
+/// The state of every source, in the order of [`Source::ALL`].
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(transparent)]
+pub struct Coverage(pub Vec<SourceCoverage>);
+
+impl Coverage {
+    /// Whether a source counts.
+    pub fn is_live(&self, source: Source) -> bool {
+        self.0.iter().any(|s| s.source == source && s.state == State::Live)
+    }
+}
+
+/// What became of one source.
+#[derive(Clone, Debug, Serialize)]
+pub struct SourceCoverage {
+    /// Which.
+    pub source: Source,
+    /// Whether it counts.
+    pub state: State,
+    /// The rung it was attached by.
+    pub rung: Option<&'static str>,
+    /// The better rungs, best first, and why each was refused.
+    pub refused: Vec<Refusal>,
+    /// Moments (ring records) received and understood.
+    pub seen_total: u64,
+    /// Moments and counts lost, of whatever cause: the sum of `lost`.
+    pub lost_total: u64,
+    /// Where they were lost.
+    pub lost: Loss,
+}
+
+/// Whether a source counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It does.
+    Live,
+    /// No rung could be attached.
+    Unavailable,
+    /// The configuration switched it off.
+    Disabled,
+}
+
+/// A rung that was not used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// Its name.
+    pub rung: &'static str,
+    /// Why not.
+    pub reason: String,
+}
+
+/// Losses of one source by cause, since the agent started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Loss {
+    /// Records that found no room in the ring. Totals are not affected.
+    pub ring_full: u64,
+    /// Counts not attributed to their process because a map was full. The host's totals are not affected.
+    pub map_full: u64,
+    /// Events whose other half was not seen.
+    pub unmatched: u64,
+    /// Program runs the kernel skipped, or the program gave up, because it interrupted itself.
+    pub skipped_runs: u64,
+    /// Records that could not be decoded.
+    pub undecodable: u64,
+}
+
+impl Loss {
+    /// All of them together.
+    pub const fn total(&self) -> u64 {
+        self.ring_full + self.map_full + self.unmatched + self.skipped_runs + self.undecodable
+    }
+}

@@ -1,0 +1,223 @@
+//! Carrying out a plan: load an object, attach a rung's programs, step down where the kernel refuses.
+
+use super::{
+    map, objects,
+    plan::{Attachment, Hook, Plan, Rung},
+    program::LoadedProgram,
+    support::Support,
+    syscall,
+};
+use crate::{coverage::Refusal, source::Source};
+use aya::{
+    Btf, Ebpf, EbpfError, EbpfLoader,
+    maps::MapData,
+    programs::{BtfTracePoint, FEntry, FExit, Program, ProgramError, RawTracePoint, TracePoint},
+};
+use monitor_common::limits;
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, OwnedFd},
+};
+
+/// Settings that reach the programs as load-time constants.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// From how many bytes on an address-space call is sent.
+    pub large_call_bytes: u64,
+    /// From how many nanoseconds on an I/O is sent.
+    pub slow_io_ns: u64,
+    /// Level of the programs' own diagnostics, as aya-log counts: 0 off … 5 trace.
+    pub log_level: u8,
+    /// Bytes of the rings of those sources that have one.
+    pub rings: BTreeMap<Source, u32>,
+}
+
+/// Why an object or program could not be loaded or attached.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The object's maps.
+    #[error("{}", cause(.0))]
+    Object(#[from] EbpfError),
+    /// A program.
+    #[error("{}", cause(.0))]
+    Program(#[from] ProgramError),
+    /// A program or map that the object should have.
+    #[error("the object has no {0}: it is not of this version")]
+    Missing(&'static str),
+    /// Anything else.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// The innermost reason: aya's messages name their own types first, the kernel's error last.
+fn cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    let (outer, inner) = (error.to_string(), innermost.to_string());
+    // The verifier's log is for developers: it goes to the debug log, its last words to the user.
+    if let Some(log) = outer.split_once("Verifier output:").map(|(_, log)| log.trim()) {
+        log::debug!("{outer}");
+        let last = log.lines().rev().find(|line| !line.starts_with("processed ") && !line.trim().is_empty());
+        return format!("the verifier refused it: {}", last.unwrap_or("it gave no reason").trim());
+    }
+    if outer.contains(&inner) { outer } else { format!("{outer}: {inner}") }
+}
+
+/// A source that counts. Dropping it detaches all its programs.
+pub struct Attached {
+    /// Which.
+    pub source: Source,
+    /// How.
+    pub rung: &'static Rung,
+    /// What is left of the object: maps, programs, links.
+    pub object: Ebpf,
+    /// Its programs.
+    pub programs: Vec<LoadedProgram>,
+    _events: Vec<OwnedFd>,
+}
+
+impl Attached {
+    /// Takes out one of its maps.
+    pub fn take_map(&mut self, name: &'static str) -> Result<MapData, LoadError> {
+        self.object.take_map(name).and_then(map::data).ok_or(LoadError::Missing(name))
+    }
+}
+
+/// What became of a plan.
+pub struct Outcome {
+    /// The source, where a rung was attached.
+    pub attached: Option<Attached>,
+    /// The rungs that were not, and why.
+    pub refused: Vec<Refusal>,
+}
+
+/// Loads objects with this host's constants.
+pub struct Loader<'a> {
+    support: &'a Support,
+    settings: &'a Settings,
+    btf: Option<Btf>,
+    loaded_ns: u64,
+}
+
+impl<'a> Loader<'a> {
+    /// Parses the kernel's BTF for aya: 24 MB, which are given back when the loader is dropped.
+    pub fn new(support: &'a Support, settings: &'a Settings) -> Self {
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: a valid timespec, a clock that every kernel has.
+        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+        let loaded_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
+        Self { support, settings, btf: Btf::from_sys_fs().ok(), loaded_ns }
+    }
+
+    /// What it loads with.
+    pub fn support(&self) -> &Support {
+        self.support
+    }
+
+    /// Creates an object's maps and sets its constants; its programs are still to be loaded.
+    pub fn load(&self, object: &[u8], direct: bool) -> Result<Ebpf, LoadError> {
+        self.load_for(None, object, direct)
+    }
+
+    fn load_for(&self, source: Option<Source>, object: &[u8], direct: bool) -> Result<Ebpf, LoadError> {
+        let facts = &self.support.facts;
+        let direct = u8::from(direct);
+        // Before Linux 6.1 nothing keeps a raw tracepoint's program from interrupting itself.
+        let guard = u8::from(facts.kernel_version < (6, 1));
+        let exit_tells_last = u8::from(facts.exit_arguments >= 2);
+        let hierarchy_id = facts.cgroup.id();
+        let mut loader = EbpfLoader::new();
+        // No relocations against the kernel's types are left in Rust objects, so aya need not parse them once more.
+        loader.btf(None);
+        for (name, offset) in &self.support.constants {
+            loader.override_global(name, offset, false);
+        }
+        loader
+            .override_global("DIRECT", &direct, false)
+            .override_global("GUARD", &guard, false)
+            .override_global("EXIT_TELLS_LAST", &exit_tells_last, false)
+            .override_global("HIERARCHY_ID", &hierarchy_id, false)
+            .override_global("LARGE_CALL_BYTES", &self.settings.large_call_bytes, false)
+            .override_global("SLOW_NS", &self.settings.slow_io_ns, false)
+            .override_global("LOADED_NS", &self.loaded_ns, false)
+            .override_global("AYA_LOG_LEVEL", &self.settings.log_level, false)
+            .map_max_entries("AYA_LOGS", limits::LOG_RING_BYTES)
+            .map_max_entries("USER_SLOTS", facts.possible_cpus as u32)
+            .map_max_entries("KERNEL_SLOTS", facts.possible_cpus as u32);
+        if let Some(&bytes) = source.and_then(|source| self.settings.rings.get(&source)) {
+            loader.map_max_entries("MOMENTS", bytes);
+        }
+        Ok(loader.load(object)?)
+    }
+
+    /// Tries a plan's rungs until one holds.
+    pub fn attach(&self, plan: &Plan) -> Outcome {
+        let mut refused = plan.refused.clone();
+        for rung in &plan.candidates {
+            match self.attach_rung(plan.source, rung) {
+                Ok(attached) => return Outcome { attached: Some(attached), refused },
+                Err(error) => refused.push(Refusal { rung: rung.name, reason: error.to_string() }),
+            }
+        }
+        Outcome { attached: None, refused }
+    }
+
+    fn attach_rung(&self, source: Source, rung: &'static Rung) -> Result<Attached, LoadError> {
+        let mut object = self.load_for(Some(source), &objects::of(source), rung.direct)?;
+        let (mut programs, mut events) = (Vec::new(), Vec::new());
+        // All are loaded before the first is attached, so that a rung that fails has counted nothing.
+        for attachment in rung.attachments {
+            match self.load_program(&mut object, attachment) {
+                Ok(()) => {}
+                Err(error) if !attachment.required => log::info!("{}: {error}", attachment.program),
+                Err(error) => return Err(error),
+            }
+        }
+        for attachment in rung.attachments {
+            let program = object.program_mut(attachment.program).ok_or(LoadError::Missing(attachment.program))?;
+            let Ok(fd) = program.fd().and_then(|fd| Ok(fd.try_clone()?)) else { continue };
+            match self.attach_program(program, attachment.hook) {
+                Ok(event) => {
+                    events.extend(event);
+                    programs.push(LoadedProgram::new(attachment.program, fd));
+                }
+                Err(error) if !attachment.required => log::info!("{}: {error}", attachment.program),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Attached { source, rung, object, programs, _events: events })
+    }
+
+    fn load_program(&self, object: &mut Ebpf, attachment: &Attachment) -> Result<(), LoadError> {
+        let program = object.program_mut(attachment.program).ok_or(LoadError::Missing(attachment.program))?;
+        let btf = || self.btf.as_ref().ok_or(LoadError::Missing("kernel type information"));
+        match attachment.hook {
+            Hook::TpBtf(name) => <&mut BtfTracePoint>::try_from(program)?.load(name, btf()?)?,
+            Hook::RawTracepoint(_) => <&mut RawTracePoint>::try_from(program)?.load()?,
+            Hook::FEntry(name) => <&mut FEntry>::try_from(program)?.load(name, btf()?)?,
+            Hook::FExit(name) => <&mut FExit>::try_from(program)?.load(name, btf()?)?,
+            Hook::SyscallTracepoint(_) => <&mut TracePoint>::try_from(program)?.load()?,
+        }
+        Ok(())
+    }
+
+    /// Attaches a loaded program. Links live as long as the object; a perf event is handed back to be kept.
+    fn attach_program(&self, program: &mut Program, hook: Hook) -> Result<Option<OwnedFd>, LoadError> {
+        match hook {
+            Hook::TpBtf(_) => drop(<&mut BtfTracePoint>::try_from(program)?.attach()?),
+            Hook::RawTracepoint(name) => drop(<&mut RawTracePoint>::try_from(program)?.attach(name)?),
+            Hook::FEntry(_) => drop(<&mut FEntry>::try_from(program)?.attach()?),
+            Hook::FExit(_) => drop(<&mut FExit>::try_from(program)?.attach()?),
+            Hook::SyscallTracepoint(name) => {
+                let tracefs = self.support.tracefs.as_ref().ok_or(LoadError::Missing("tracing file system"))?;
+                let id = tracefs.tracepoint("syscalls", name)?;
+                return Ok(Some(syscall::attach_tracepoint(id, program.fd()?.as_fd())?));
+            }
+        }
+        Ok(None)
+    }
+}
+

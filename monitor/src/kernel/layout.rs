@@ -1,0 +1,115 @@
+//! Which kernel fields the programs read, and where the running kernel has them.
+//!
+//! One table: each row names a load-time constant of `monitor-ebpf/src/fields.rs` and the field it stands for.
+
+use super::{
+    btf::Types,
+    support::{CgroupHierarchy, Facts},
+};
+
+/// Tells the programs that the running kernel has no such field.
+pub const ABSENT: u32 = u32::MAX;
+
+/// A load-time constant of the kernel programs.
+pub type Constant = (&'static str, u32);
+
+struct Field {
+    constant: &'static str,
+    structure: &'static str,
+    path: &'static str,
+    required: bool,
+}
+
+const fn field(constant: &'static str, structure: &'static str, path: &'static str) -> Field {
+    Field { constant, structure, path, required: true }
+}
+
+const fn optional(constant: &'static str, structure: &'static str, path: &'static str) -> Field {
+    Field { constant, structure, path, required: false }
+}
+
+const FIELDS: &[Field] = &[
+    field("TASK_TGID", "task_struct", "tgid"),
+    field("TASK_PID", "task_struct", "pid"),
+    field("TASK_FLAGS", "task_struct", "flags"),
+    field("TASK_COMM", "task_struct", "comm"),
+    field("TASK_GROUP_LEADER", "task_struct", "group_leader"),
+    field("TASK_REAL_PARENT", "task_struct", "real_parent"),
+    field("TASK_START_BOOTTIME", "task_struct", "start_boottime"),
+    field("TASK_CGROUPS", "task_struct", "cgroups"),
+    field("TASK_SIGNAL", "task_struct", "signal"),
+    field("TASK_EXIT_CODE", "task_struct", "exit_code"),
+    field("TASK_MM", "task_struct", "mm"),
+    field("TASK_STATUS", "task_struct", "thread_info.status"),
+    field("SIGNAL_LIVE", "signal_struct", "live.counter"),
+    field("SIGNAL_FLAGS", "signal_struct", "flags"),
+    field("SIGNAL_GROUP_EXIT_CODE", "signal_struct", "group_exit_code"),
+    field("MM_BRK", "mm_struct", "brk"),
+    field("MM_ARG_START", "mm_struct", "arg_start"),
+    field("MM_ARG_END", "mm_struct", "arg_end"),
+    field("CSS_SET_DFL_CGRP", "css_set", "dfl_cgrp"),
+    field("CSS_CGROUP", "cgroup_subsys_state", "cgroup"),
+    field("CGROUP_KN", "cgroup", "kn"),
+    field("CGROUP_ROOT", "cgroup", "root"),
+    field("CGROUP_ROOT_HIERARCHY_ID", "cgroup_root", "hierarchy_id"),
+    field("KERNFS_NODE_ID", "kernfs_node", "id"),
+    field("REQUEST_Q", "request", "q"),
+    optional("REQUEST_RQ_DISK", "request", "rq_disk"),
+    field("REQUEST_CMD_FLAGS", "request", "cmd_flags"),
+    field("REQUEST_DATA_LEN", "request", "__data_len"),
+    field("REQUEST_SECTOR", "request", "__sector"),
+    field("REQUEST_START_TIME_NS", "request", "start_time_ns"),
+    field("REQUEST_BIO", "request", "bio"),
+    optional("QUEUE_DISK", "request_queue", "disk"),
+    field("DISK_MAJOR", "gendisk", "major"),
+    field("DISK_FIRST_MINOR", "gendisk", "first_minor"),
+];
+
+/// Fields of the chain from a bio to the cgroup it is charged to: only where that cgroup is in the right hierarchy.
+const BIO_CGROUP: &[Field] = &[
+    optional("BIO_BLKG", "bio", "bi_blkg"),
+    optional("BLKG_BLKCG", "blkcg_gq", "blkcg"),
+    optional("BLKCG_CGROUP", "blkcg", "css.cgroup"),
+];
+
+/// A field that the programs cannot do without is not there.
+#[derive(Debug, thiserror::Error)]
+#[error("this kernel's type information has no field {structure}.{path}")]
+pub struct MissingField {
+    structure: &'static str,
+    path: &'static str,
+}
+
+/// The load-time constants that hold for this kernel.
+pub fn constants(types: &Types, facts: &Facts) -> Result<Vec<Constant>, MissingField> {
+    let mut constants = Vec::with_capacity(FIELDS.len() + BIO_CGROUP.len() + 1);
+    for field in FIELDS {
+        constants.push((field.constant, find(types, field)?));
+    }
+    // Writeback is charged to a bio's cgroup on cgroup v2 only; on other hosts that cgroup is in a hierarchy of its own.
+    if facts.io_on_v2 && matches!(facts.cgroup, CgroupHierarchy::V2 { .. }) {
+        for field in BIO_CGROUP {
+            constants.push((field.constant, find(types, field)?));
+        }
+        if constants.iter().rev().take(BIO_CGROUP.len()).any(|&(_, offset)| offset == ABSENT) {
+            constants.retain(|(name, _)| *name != "BIO_BLKG");
+        }
+    }
+    if let CgroupHierarchy::V1 { .. } = facts.cgroup {
+        let memory = types.enum_value("cgroup_subsys_id", "memory_cgrp_id");
+        let subsystems = types.offset("css_set", "subsys");
+        let (Some(memory), Some(subsystems)) = (memory, subsystems) else {
+            return Err(MissingField { structure: "css_set", path: "subsys[memory_cgrp_id]" });
+        };
+        constants.push(("CSS_SET_MEMORY", subsystems + memory * size_of::<u64>() as u32));
+    }
+    Ok(constants)
+}
+
+fn find(types: &Types, field: &Field) -> Result<u32, MissingField> {
+    match types.offset(field.structure, field.path) {
+        Some(offset) => Ok(offset),
+        None if field.required => Err(MissingField { structure: field.structure, path: field.path }),
+        None => Ok(ABSENT),
+    }
+}

@@ -1,0 +1,48 @@
+//! Waiting for a ring, and emptying it.
+
+use aya::maps::{Map, MapData, MapError, RingBuf};
+use bytes::Bytes;
+use std::{
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// One source's ring.
+pub struct Ring {
+    ring: RingBuf<MapData>,
+    /// A descriptor of its own for the runtime to wait on.
+    wait: AsyncFd<OwnedFd>,
+}
+
+impl Ring {
+    /// Takes over a ring-buffer map. Must be called inside the runtime that waits.
+    pub fn new(map: MapData) -> io::Result<Self> {
+        use std::os::fd::AsFd;
+        let fd = map.fd().as_fd().try_clone_to_owned()?;
+        let ring = RingBuf::try_from(Map::RingBuf(map)).map_err(|error: MapError| io::Error::other(error))?;
+        // SAFETY: the descriptor is a ring buffer's, which epoll takes, and it is open for as long as the registration,
+        // as that owns it.
+        let wait = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }.map_err(io::Error::from)?;
+        Ok(Self { ring, wait })
+    }
+
+    /// Returns when the kernel side found the ring filling up.
+    pub async fn filling(&self) -> io::Result<()> {
+        self.wait.readable().await?.clear_ready();
+        Ok(())
+    }
+
+    /// Takes out all records.
+    pub fn drain(&mut self, mut take: impl FnMut(Bytes)) {
+        while let Some(record) = self.ring.next() {
+            take(Bytes::copy_from_slice(&record));
+        }
+    }
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Ring").field(&self.wait.as_raw_fd()).finish()
+    }
+}

@@ -1,0 +1,100 @@
+//! Proof at start that field offsets are right: a program reads this very process by them, and the agent compares that
+//! with what it knows about itself.
+
+use super::{
+    attach::{LoadError, Loader},
+    map, objects,
+    support::CgroupHierarchy,
+    syscall,
+};
+use aya::{maps::Array, programs::RawTracePoint};
+use monitor_common::self_check::Report;
+use procfs::process::Process;
+use std::{fs, os::fd::AsFd};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// The one place where a record becomes what aya calls plain old data.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Plain<T>(pub T);
+
+// SAFETY: zerocopy's traits say that any bytes make a valid T, and that T has no padding.
+unsafe impl<T: FromBytes + IntoBytes + Immutable + Copy + 'static> aya::Pod for Plain<T> {}
+
+/// Why field offsets are not to be trusted, or could not be checked.
+#[derive(Debug, thiserror::Error)]
+pub enum SelfCheckError {
+    /// The program cannot be loaded.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The program cannot be run.
+    #[error("running the self-check: {0}")]
+    Run(std::io::Error),
+    /// What it read is not so.
+    #[error("field offsets are wrong: {what} reads as {read}, but is {known}")]
+    Mismatch {
+        /// Which field.
+        what: &'static str,
+        /// By offset.
+        read: String,
+        /// In truth.
+        known: String,
+    },
+}
+
+/// Reads this process by the offsets, and compares.
+pub fn check(loader: &Loader<'_>, direct: bool) -> Result<(), SelfCheckError> {
+    let mut object = loader.load(&objects::self_check(), direct)?;
+    let run = |error: std::io::Error| SelfCheckError::Run(error);
+    let missing = || run(std::io::ErrorKind::NotFound.into());
+    let program: &mut RawTracePoint =
+        object.program_mut("self_check").ok_or_else(missing)?.try_into().map_err(LoadError::from)?;
+    program.load().map_err(LoadError::from)?;
+    syscall::test_run(program.fd().map_err(LoadError::from)?.as_fd()).map_err(run)?;
+    let report = object.take_map("REPORT").and_then(map::data).ok_or_else(missing)?;
+    let report = Array::<_, Plain<Report>>::try_from(aya::maps::Map::Array(report))
+        .and_then(|report| report.get(&0, 0))
+        .map_err(|error| run(std::io::Error::other(error)))?;
+    compare(&report.0, &loader.support().facts.cgroup)
+}
+
+fn compare(report: &Report, hierarchy: &CgroupHierarchy) -> Result<(), SelfCheckError> {
+    let pid = std::process::id();
+    expect("the program's end", report.complete, 1)?;
+    expect("tgid", report.owner.tgid, pid)?;
+    expect("tgid, by helper", (report.helper_pid_tgid >> 32) as u32, pid)?;
+    expect("pid", report.pid, report.helper_pid_tgid as u32)?;
+    let Ok((stat, myself)) = Process::myself().and_then(|me| Ok((me.stat()?, me))) else {
+        return Ok(());
+    };
+    // /proc tells time in ticks.
+    let tick_ns = 1_000_000_000 / procfs::ticks_per_second();
+    expect("start time, in clock ticks", report.owner.start_ns / tick_ns, stat.starttime)?;
+    expect("number of threads", u64::from(report.live_threads), stat.num_threads as u64)?;
+    if let (Some(start), Some(end)) = (stat.arg_start, stat.arg_end) {
+        expect("start of the arguments", report.arg_start, start)?;
+        expect("end of the arguments", report.arg_end, end)?;
+    }
+    // SAFETY: asking where the heap ends changes nothing.
+    expect("end of the heap", report.brk, unsafe { libc::sbrk(0) } as u64)?;
+    if let Some(inode) = own_cgroup_inode(&myself, hierarchy) {
+        expect("cgroup id", report.owner.cgroup, inode)?;
+    }
+    Ok(())
+}
+
+/// Inode number of this process's own directory in the hierarchy that is charged, where that can be seen.
+fn own_cgroup_inode(myself: &Process, hierarchy: &CgroupHierarchy) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt;
+    let cgroups = myself.cgroups().ok()?;
+    let own = cgroups.into_iter().find(|cgroup| cgroup.hierarchy == hierarchy.id())?;
+    let directory = hierarchy.mount()?.join(own.pathname.trim_start_matches('/'));
+    fs::metadata(directory).ok().map(|metadata| metadata.ino())
+}
+
+fn expect<T: PartialEq + ToString>(what: &'static str, read: T, known: T) -> Result<(), SelfCheckError> {
+    if read == known {
+        return Ok(());
+    }
+    Err(SelfCheckError::Mismatch { what, read: read.to_string(), known: known.to_string() })
+}

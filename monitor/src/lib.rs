@@ -1,0 +1,22 @@
+//! The agent: from kernel hooks to answers on a socket.
+//!
+//! Modules stand in reading order; each uses those above it and none below.
+
+pub mod units;
+pub mod ids;
+pub mod time;
+pub mod source;
+pub mod config;
+pub mod coverage;
+pub mod event;
+pub mod event_log;
+pub mod kernel;
+pub mod decode;
+pub mod sample;
+pub mod collect;
+pub mod model;
+pub mod doctor;
+pub mod serve;
+pub mod output;
+pub mod agent;
+pub mod cli;

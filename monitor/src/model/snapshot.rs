@@ -1,0 +1,155 @@
+//! The derived picture of one tick: immutable, shared behind an `Arc`, compact. `serve::view` gives it its JSON names.
+
+use super::totals::{Rates, Totals};
+use crate::{
+    coverage::Coverage,
+    ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    time::BootTime,
+};
+use std::{sync::Arc, time::Duration};
+
+/// Everything known after one tick.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// When it was taken.
+    pub time: BootTime,
+    /// Time since the snapshot before it: what rates are over. Zero in the first one.
+    pub tick: Duration,
+    /// When counting began.
+    pub since: BootTime,
+    /// The whole machine: all processes, exited ones too, and what could be charged to nobody.
+    pub host: Subject,
+    /// Live ones, then those that exited lately; each in order of pid.
+    pub processes: Vec<Arc<Process>>,
+    /// Trees with at least one process in `processes`, in order of the root's pid.
+    pub trees: Vec<Arc<Tree>>,
+    /// Cgroups with anything charged to them or below, in order of path.
+    pub cgroups: Vec<Arc<Cgroup>>,
+    /// Devices with any I/O.
+    pub block_devices: Vec<Arc<BlockDevice>>,
+    /// Exited processes no longer listed: their totals live on in `host`, their cgroup and their tree.
+    pub folded_processes_total: u64,
+    /// What was live, and what was lost.
+    pub coverage: Arc<Coverage>,
+    /// What the agent itself costs.
+    pub cost: Arc<Cost>,
+}
+
+/// What is counted of anything.
+#[derive(Clone, Debug, Default)]
+pub struct Subject {
+    /// Since the agent started.
+    pub totals: Totals,
+    /// Over the last tick.
+    pub rates: Rates,
+}
+
+/// One process.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Which.
+    pub id: ProcessId,
+    /// Who made it, at fork; none where that is not known.
+    pub parent: Option<Tgid>,
+    /// Its name, as the kernel keeps it.
+    pub command: String,
+    /// Its arguments, joined by spaces; empty for kernel threads. At most 256 bytes of arguments are kept.
+    pub command_line: String,
+    /// The cgroup it is in, or was in at its end.
+    pub cgroup: CgroupId,
+    /// That cgroup's path below its hierarchy's root; none where it is not known.
+    pub cgroup_path: Option<Arc<str>>,
+    /// Root of the tree it belongs to.
+    pub tree: ProcessId,
+    /// Running, or how it ended.
+    pub state: ProcessState,
+    /// Its counters, over all cgroups it was in.
+    pub subject: Subject,
+}
+
+/// Whether a process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProcessState {
+    /// It does.
+    Running,
+    /// It has gone.
+    Exited {
+        /// When; where its exit record was lost, when that was found out.
+        time: BootTime,
+        /// As wait(2) gives it; none where the exit record was lost.
+        wait_status: Option<u32>,
+        /// Whether the kernel killed it for want of memory.
+        oom_killed: bool,
+    },
+}
+
+/// A root process with all its descendants in the same cgroup tree.
+#[derive(Clone, Debug)]
+pub struct Tree {
+    /// The root process; it may have exited.
+    pub root: ProcessId,
+    /// The root's name.
+    pub command: String,
+    /// The root's arguments.
+    pub command_line: String,
+    /// The root's cgroup.
+    pub cgroup: CgroupId,
+    /// That cgroup's path.
+    pub cgroup_path: Option<Arc<str>>,
+    /// Processes now running.
+    pub running: u32,
+    /// Processes that have exited, since the agent started.
+    pub exited_total: u64,
+    /// Sums over all its processes, exited ones too.
+    pub subject: Subject,
+}
+
+/// One cgroup, with everything below it.
+#[derive(Clone, Debug)]
+pub struct Cgroup {
+    /// kernfs id; 0 where only the path is known.
+    pub id: CgroupId,
+    /// Path below the hierarchy's root.
+    pub path: Arc<str>,
+    /// Whether it is still there.
+    pub removed: bool,
+    /// Processes now running in it or below.
+    pub running: u32,
+    /// Sums over everything ever charged to it or below.
+    pub subject: Subject,
+}
+
+/// One block device.
+#[derive(Clone, Debug)]
+pub struct BlockDevice {
+    /// Which.
+    pub id: DeviceId,
+    /// Its name in /sys/block; its number where it has none any more.
+    pub name: String,
+    /// Only `block_io` is ever counted.
+    pub subject: Subject,
+}
+
+/// What the agent costs.
+#[derive(Clone, Debug, Default)]
+pub struct Cost {
+    /// Processor time of the agent's process, user and system, in seconds.
+    pub cpu_seconds_total: f64,
+    /// Its resident memory.
+    pub resident_bytes: u64,
+    /// Kernel memory of its maps and rings.
+    pub map_bytes: u64,
+    /// Its kernel programs.
+    pub programs: Vec<ProgramCost>,
+}
+
+/// Run time of one kernel program, measured in windows.
+#[derive(Clone, Debug)]
+pub struct ProgramCost {
+    /// Its name, beginning with its source's.
+    pub name: String,
+    /// Runs measured.
+    pub measured_runs: u64,
+    /// Time they took, the measuring itself (some 29 ns each) included.
+    pub measured_seconds: f64,
+}

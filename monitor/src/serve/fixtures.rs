@@ -1,0 +1,153 @@
+//! A small machine, made up, for tests of what is shown: every source but `address_space` counts.
+
+use crate::{
+    coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
+    ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    model::{
+        snapshot::{BlockDevice, Cgroup, Cost, Process, ProcessState, ProgramCost, Snapshot, Subject, Tree},
+        totals::{BlockIo, Histogram, Operation, Rates, Totals},
+    },
+    source::Source,
+    time::BootTime,
+};
+use monitor_common::{address_space, page_fault};
+use std::{sync::Arc, time::Duration};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Two trees that run, and one process that was killed.
+pub(crate) fn snapshot() -> Snapshot {
+    Snapshot {
+        time: BootTime(100 * SECOND),
+        tick: Duration::from_secs(1),
+        since: BootTime(28 * SECOND),
+        hierarchy: "v2",
+        host: subject(7, 605.0, Some(150)),
+        processes: vec![
+            process(10, 10, "python3", Some("/work/a"), subject(3, 100.0, Some(100))),
+            process(11, 10, "worker", Some("/work/a"), subject(2, 5.0, None)),
+            process(20, 20, "fio", Some("/work/b"), subject(1, 500.0, Some(200))),
+            Arc::new(killed()),
+        ],
+        trees: vec![
+            tree(10, "python3", "python3 train.py --epochs 3", subject(5, 105.0, Some(100))),
+            tree(20, "fio", "", subject(1, 500.0, Some(200))),
+        ],
+        cgroups: vec![
+            cgroup(1, "/", subject(7, 605.0, Some(150))),
+            cgroup(2, "/work", subject(6, 605.0, Some(150))),
+            cgroup(0, "/work/a", subject(5, 105.0, Some(100))),
+        ],
+        block_devices: vec![Arc::new(BlockDevice {
+            id: DeviceId(259 << 20 | 3),
+            name: "nvme0n1".to_owned(),
+            subject: subject(0, 0.0, Some(150)),
+        })],
+        folded_processes_total: 4,
+        coverage: Arc::new(coverage()),
+        cost: Arc::new(cost()),
+    }
+}
+
+fn subject(faults: u64, faults_per_second: f64, latency: Option<u16>) -> Subject {
+    let mut page_fault = page_fault::Counts::default();
+    page_fault[page_fault::WRITE] = faults;
+    page_fault[page_fault::USER_KINDS + page_fault::READ + page_fault::PRESENT] = 1;
+    let block_io = latency.map(|bucket| Box::new(block_io(bucket)));
+    let io_wait = if block_io.is_some() { 0.25 } else { 0.0 };
+    let rates = Rates {
+        page_faults: faults_per_second,
+        mapped_bytes: 4096.0 * faults_per_second,
+        read_bytes: if block_io.is_some() { 8192.0 } else { 0.0 },
+        io_wait,
+        ..Rates::default()
+    };
+    let address_space = address_space::Totals { mmap_file_calls: 1, ..Default::default() };
+    Subject { totals: Totals { page_fault, address_space, block_io }, rates }
+}
+
+fn block_io(bucket: u16) -> BlockIo {
+    let mut io = BlockIo::default();
+    io.operations[0] = Operation { count: 2, bytes: 8192, errors: 1, queue_ns: SECOND, device_ns: SECOND / 2 };
+    io.read_latency = Histogram::default();
+    io.read_latency.add(bucket, 2);
+    io
+}
+
+fn process(pid: u32, tree: u32, command: &str, cgroup: Option<&str>, subject: Subject) -> Arc<Process> {
+    Arc::new(Process {
+        id: id(pid),
+        parent: Some(Tgid(1)),
+        command: command.to_owned(),
+        command_line: format!("{command} --pid {pid}"),
+        cgroup: CgroupId(u64::from(pid) + 1000),
+        cgroup_path: cgroup.map(Arc::from),
+        tree: id(tree),
+        state: ProcessState::Running,
+        subject,
+    })
+}
+
+fn killed() -> Process {
+    let process = process(30, 30, "hog", None, subject(1, 0.0, None));
+    Process {
+        parent: None,
+        cgroup: CgroupId(0),
+        state: ProcessState::Exited { time: BootTime(99 * SECOND), wait_status: Some(9), oom_killed: true },
+        ..(*process).clone()
+    }
+}
+
+fn tree(pid: u32, command: &str, command_line: &str, subject: Subject) -> Arc<Tree> {
+    Arc::new(Tree {
+        root: id(pid),
+        command: command.to_owned(),
+        command_line: command_line.to_owned(),
+        cgroup: CgroupId(3),
+        cgroup_path: Some("/work/a".into()),
+        running: 2,
+        exited_total: 1,
+        subject,
+    })
+}
+
+fn cgroup(id: u64, path: &str, subject: Subject) -> Arc<Cgroup> {
+    Arc::new(Cgroup { id: CgroupId(id), path: path.into(), removed: false, running: 3, subject })
+}
+
+fn id(pid: u32) -> ProcessId {
+    ProcessId { tgid: Tgid(pid), start_ns: u64::from(pid) * SECOND }
+}
+
+fn coverage() -> Coverage {
+    let live = |source, rung| SourceCoverage {
+        source,
+        state: State::Live,
+        rung: Some(rung),
+        refused: Vec::new(),
+        seen_total: 17,
+        lost_total: 0,
+        lost: Loss::default(),
+    };
+    let refused = vec![Refusal { rung: "fentry", reason: "this kernel has no BTF".to_owned() }];
+    Coverage(vec![
+        SourceCoverage { lost_total: 3, lost: Loss { ring_full: 3, ..Loss::default() }, ..live(Source::Lifecycle, "tp_btf") },
+        live(Source::PageFault, "tp_btf"),
+        SourceCoverage { state: State::Unavailable, rung: None, refused, ..live(Source::AddressSpace, "") },
+        live(Source::BlockIo, "tp_btf"),
+    ])
+}
+
+fn cost() -> Cost {
+    let program = |name: &str, measured_runs, measured_seconds| ProgramCost {
+        name: name.to_owned(),
+        measured_runs,
+        measured_seconds,
+    };
+    Cost {
+        cpu_seconds_total: 0.36,
+        resident_bytes: 6 << 20,
+        map_bytes: 4 << 20,
+        programs: vec![program("page_fault_user", 1000, 0.000_05), program("block_io_issue", 0, 0.0)],
+    }
+}

@@ -1,0 +1,20 @@
+//! Answers over a Unix socket: HTTP/1.1 with JSON, for `curl --unix-socket`, `monitor query` and every language.
+//!
+//! Reads snapshots that others made and never waits for their writer. Everything is bounded: connections, the time for
+//! a request's head, the memory of an answer, and the time for draining at the end.
+
+mod access;
+mod answer;
+mod events;
+mod fields;
+#[cfg(test)]
+pub(crate) mod fixtures;
+mod problem;
+mod routes;
+mod select;
+mod server;
+mod socket;
+mod view;
+
+pub use server::{State, serve};
+pub use socket::{Claim, ClaimError, Listener, claim};

@@ -1,0 +1,131 @@
+//! The endpoints.
+
+use super::{
+    answer, events,
+    problem::Problem,
+    select::{self, Parameters, Selected, Selection},
+    view::HealthView,
+};
+use crate::{
+    event_log::EventLog,
+    model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
+    time::BootTime,
+};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{FromRequestParts, Query, State},
+    http::{Method, StatusCode, Uri, header, request::Parts},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use serde_json::json;
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// The endpoints and what they answer, as `/` lists them.
+pub(super) const ENDPOINTS: [(&str, &str); 8] = [
+    ("/v1/health", "whether all is well, what the agent costs, which sources count"),
+    ("/v1/snapshot", "everything known after the last tick"),
+    ("/v1/processes", "processes; ?pid= &tree= &cgroup= &sort= &limit="),
+    ("/v1/trees", "process trees; ?sort= &limit="),
+    ("/v1/cgroups", "cgroups, each with all below it; ?sort= &limit="),
+    ("/v1/block_devices", "block devices; ?sort= &limit="),
+    ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
+    ("/v1/doctor", "what this host offers, and how each source was attached"),
+];
+
+/// What the endpoints answer from.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(super) events: Arc<EventLog>,
+    /// The doctor's report as JSON: it does not change.
+    pub(super) doctor: Bytes,
+    pub(super) shutdown: watch::Receiver<bool>,
+}
+
+impl Shared {
+    fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+}
+
+/// All endpoints.
+pub(super) fn router(shared: Shared) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/v1/health", get(health))
+        .route("/v1/snapshot", get(snapshot))
+        .route("/v1/processes", get(list::<Process>))
+        .route("/v1/trees", get(list::<Tree>))
+        .route("/v1/cgroups", get(list::<Cgroup>))
+        .route("/v1/block_devices", get(list::<BlockDevice>))
+        .route("/v1/events", get(moments))
+        .route("/v1/doctor", get(doctor))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(not_allowed)
+        .with_state(shared)
+}
+
+/// A request's query, decoded.
+struct Given(Vec<(String, String)>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Given {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        let Query(pairs) = Query::try_from_uri(&parts.uri).map_err(|error| Problem::query(error.body_text()))?;
+        Ok(Self(pairs))
+    }
+}
+
+impl Given {
+    fn parameters(&self) -> &Parameters {
+        &self.0
+    }
+}
+
+async fn index(given: Given) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    let endpoints: Vec<_> = ENDPOINTS.iter().map(|(path, answers)| json!({"path": path, "answers": answers})).collect();
+    Ok(answer::document(&json!({"name": "monitor", "version": env!("CARGO_PKG_VERSION"), "endpoints": endpoints})))
+}
+
+async fn health(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    Ok(answer::document(&HealthView::of(&shared.snapshot(), BootTime::now())))
+}
+
+async fn snapshot(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    Ok(answer::whole(shared.snapshot()))
+}
+
+async fn list<T: Selected>(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    let snapshot = shared.snapshot();
+    let chosen = Selection::<T>::parse(given.parameters())?.choose(&snapshot);
+    Ok(answer::list::<T>(snapshot, chosen))
+}
+
+async fn moments(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    Ok(match select::follow(given.parameters())? {
+        true => events::followed(&shared.events, shared.shutdown),
+        false => events::recent(&shared.events),
+    })
+}
+
+async fn doctor(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], shared.doctor).into_response())
+}
+
+async fn nowhere(uri: Uri) -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, format!("there is no {}: GET / lists what there is", uri.path()))
+}
+
+async fn not_allowed(method: Method, uri: Uri) -> Response {
+    let problem =
+        Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} takes GET, not {method}", uri.path()));
+    ([(header::ALLOW, "GET, HEAD")], problem).into_response()
+}

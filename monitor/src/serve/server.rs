@@ -1,0 +1,142 @@
+//! Connections: accepted, admitted or refused, served, and drained at the end.
+
+use super::{
+    Listener,
+    access::{Access, Peer},
+    events::ended,
+    problem::Problem,
+    routes::{self, Shared},
+};
+use crate::{doctor, event_log::EventLog, model::snapshot::Snapshot};
+use axum::{Router, body::Bytes, http::StatusCode};
+use hyper::server::conn::http1;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use std::{io, pin::pin, sync::Arc, time::Duration};
+use tokio::{
+    net::UnixStream,
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+/// Connections at once; further ones are told so and closed.
+const CONNECTIONS: usize = 64;
+/// A client must have sent a request's head this long after it connected, or after the answer before.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long answers may take to end once the agent ends.
+const DRAIN: Duration = Duration::from_secs(2);
+/// How long to wait when nothing can be accepted, as without file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is served.
+#[derive(Clone)]
+pub struct State {
+    /// The latest snapshot.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// The moments.
+    pub events: Arc<EventLog>,
+    /// What the host offers and how it was used.
+    pub doctor: Arc<doctor::Report>,
+}
+
+/// Serves until `shutdown` says true or its sender has gone, then lets running answers end, at most 2 s.
+pub async fn serve(listener: Listener, state: State, shutdown: watch::Receiver<bool>) {
+    let doctor = serde_json::to_vec(&*state.doctor).unwrap_or_else(|error| {
+        log::error!("the doctor's report cannot be written as JSON: {error}");
+        b"null".to_vec()
+    });
+    let State { snapshots, events, .. } = state;
+    let shared = Shared { snapshots, events, doctor: Bytes::from(doctor), shutdown: shutdown.clone() };
+    run(listener, shared, shutdown).await;
+}
+
+async fn run(listener: Listener, shared: Shared, mut shutdown: watch::Receiver<bool>) {
+    let router = routes::router(shared);
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = ended(&mut shutdown) => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.socket.accept() => match accepted {
+                Ok((stream, _)) => match Arc::clone(&places).try_acquire_owned() {
+                    Ok(place) => {
+                        let connection = connection(stream, router.clone(), listener.access, shutdown.clone());
+                        connections.spawn(async move {
+                            connection.await;
+                            drop(place);
+                        });
+                    }
+                    Err(_) => turn_away(&stream),
+                },
+                Err(error) => pause(&error).await,
+            },
+        }
+    }
+    // Nobody new can come from here on: the socket's file goes first.
+    drop(listener);
+    if timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await.is_err() {
+        log::debug!("{} connections had to be cut", connections.len());
+        connections.shutdown().await;
+    }
+}
+
+/// Serves one client's requests.
+async fn connection(stream: UnixStream, router: Router, access: Access, mut shutdown: watch::Receiver<bool>) {
+    let router = match admit(&stream, access) {
+        Ok(()) => router,
+        Err(problem) => Router::new().fallback(move || async move { problem.clone() }),
+    };
+    let serving = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut serving = pin!(serving);
+    let result = tokio::select! {
+        result = serving.as_mut() => result,
+        () = ended(&mut shutdown) => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
+    if let Err(error) = result {
+        // Clients that go in the middle of an answer, or never ask, are no concern of the operator's.
+        log::debug!("a connection ended early: {error}");
+    }
+}
+
+/// Whether whoever connected may read.
+fn admit(stream: &UnixStream, access: Access) -> Result<(), Problem> {
+    let forbidden = |detail| Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    match Peer::of(stream) {
+        Ok(peer) if access.allows(&peer) => Ok(()),
+        Ok(Peer { pid, uid, .. }) => forbidden(format!(
+            "user {uid} (pid {pid}) may not read: be root, or join the group that socket_group names"
+        )),
+        Err(error) => forbidden(format!("the kernel does not tell who connected: {error}")),
+    }
+}
+
+/// Tells a client that there is no place for it, without waiting for it.
+fn turn_away(stream: &UnixStream) {
+    let problem = Problem::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        format!("{CONNECTIONS} connections are open already: close one, or try again"),
+    );
+    let body = problem.json();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
+         connection: close\r\nretry-after: 1\r\n\r\n{body}",
+        body.len()
+    );
+    // It fits a new socket's buffer; where it does not, the client sees a closed connection, which is true as well.
+    let _ = stream.try_write(answer.as_bytes());
+}
+
+async fn pause(error: &io::Error) {
+    log::warn!("cannot accept a connection: {error}");
+    sleep(ACCEPT_PAUSE).await;
+}

@@ -1,0 +1,431 @@
+//! Gives snapshots their JSON names: the contract with every client.
+//!
+//! Views borrow from the snapshot and are written straight into the answer.
+
+use super::fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Number, PAGE_FAULTS};
+use crate::{
+    coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
+    ids::{CgroupId, Tgid},
+    model::snapshot::{BlockDevice, Cgroup, Cost, Process, ProcessState, ProgramCost, Snapshot, Subject, Tree},
+    source::Source,
+    time::BootTime,
+};
+use serde::{Serialize, Serializer};
+use std::{sync::Arc, time::Duration};
+
+/// What must be known of a snapshot to show a part of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Context {
+    live: [bool; Source::ALL.len()],
+    has_rates: bool,
+    hierarchy: &'static str,
+}
+
+impl Context {
+    /// Of a snapshot.
+    pub(super) fn of(snapshot: &Snapshot) -> Self {
+        let mut live = [false; Source::ALL.len()];
+        for source in Source::ALL {
+            live[source as usize] = snapshot.coverage.is_live(source);
+        }
+        Self { live, has_rates: !snapshot.tick.is_zero(), hierarchy: snapshot.hierarchy }
+    }
+
+    /// Whether a source counts.
+    pub(super) const fn counts(&self, source: Source) -> bool {
+        self.live[source as usize]
+    }
+
+    /// The number, unless it is a rate and there was nothing to compare with yet.
+    pub(super) const fn known(&self, number: Number) -> Number {
+        match number {
+            Number::Rate(_) if !self.has_rates => Number::Missing,
+            number => number,
+        }
+    }
+}
+
+/// A number of an item itself: its name, and how it is read.
+pub(super) type OwnNumber<T> = (&'static str, fn(&T) -> Number);
+
+/// A kind of item that comes in lists.
+pub(super) trait Listed: Send + Sync + Sized + 'static {
+    /// The field that holds the list.
+    const NAME: &'static str;
+    /// The item's own numbers, besides its groups'.
+    const NUMBERS: &'static [OwnNumber<Self>];
+    /// Its groups of counters.
+    const GROUPS: &'static [&'static Group];
+
+    /// All of a snapshot.
+    fn all(snapshot: &Snapshot) -> &[Arc<Self>];
+    /// What is counted of it.
+    fn subject(&self) -> &Subject;
+    /// Adds it to `out` as JSON.
+    fn write(&self, context: Context, out: &mut Vec<u8>) -> serde_json::Result<()>;
+
+    /// Its groups, ready to be written.
+    fn groups(&self, context: Context) -> Groups<'_> {
+        Groups { groups: Self::GROUPS, subject: self.subject(), context }
+    }
+}
+
+const ALL_GROUPS: &[&Group] = &[&PAGE_FAULTS, &ADDRESS_SPACE, &BLOCK_IO];
+
+#[derive(Serialize)]
+struct ProcessView<'a> {
+    pid: Tgid,
+    parent_pid: Option<Tgid>,
+    start_time_ns: u64,
+    command: &'a str,
+    command_line: &'a str,
+    cgroup: Option<&'a str>,
+    cgroup_id: Option<CgroupId>,
+    tree: Tgid,
+    state: &'static str,
+    exit_code: Option<u8>,
+    exit_signal: Option<u8>,
+    oom_killed: bool,
+    exited_time_ns: Option<BootTime>,
+    #[serde(flatten)]
+    groups: Groups<'a>,
+}
+
+impl Listed for Process {
+    const NAME: &'static str = "processes";
+    const NUMBERS: &'static [OwnNumber<Self>] = &[
+        ("pid", |p| Number::Count(p.id.tgid.0.into())),
+        ("parent_pid", |p| p.parent.map(|parent| parent.0.into()).into()),
+        ("start_time_ns", |p| Number::Count(p.id.start_ns)),
+        ("cgroup_id", |p| known_id(p.cgroup).map(|id| id.0).into()),
+        ("tree", |p| Number::Count(p.tree.tgid.0.into())),
+        ("exited_time_ns", |p| End::of(p.state).time.map(|time| time.0).into()),
+    ];
+    const GROUPS: &'static [&'static Group] = ALL_GROUPS;
+
+    fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
+        &snapshot.processes
+    }
+
+    fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    fn write(&self, context: Context, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        let end = End::of(self.state);
+        let view = ProcessView {
+            pid: self.id.tgid,
+            parent_pid: self.parent,
+            start_time_ns: self.id.start_ns,
+            command: &self.command,
+            command_line: &self.command_line,
+            cgroup: self.cgroup_path.as_deref(),
+            cgroup_id: known_id(self.cgroup),
+            tree: self.tree.tgid,
+            state: if end.time.is_some() { "exited" } else { "running" },
+            exit_code: end.code,
+            exit_signal: end.signal,
+            oom_killed: end.oom_killed,
+            exited_time_ns: end.time,
+            groups: self.groups(context),
+        };
+        serde_json::to_writer(out, &view)
+    }
+}
+
+/// How a process ended; nothing for one that runs.
+#[derive(Default)]
+struct End {
+    time: Option<BootTime>,
+    code: Option<u8>,
+    signal: Option<u8>,
+    oom_killed: bool,
+}
+
+impl End {
+    fn of(state: ProcessState) -> Self {
+        let ProcessState::Exited { time, wait_status, oom_killed } = state else { return Self::default() };
+        // wait(2): exit code << 8 | signal, with 0x80 for a core dump.
+        let signal = wait_status.map(|status| (status & 0x7f) as u8).filter(|&signal| signal != 0);
+        let code = wait_status.filter(|_| signal.is_none()).map(|status| (status >> 8) as u8);
+        Self { time: Some(time), code, signal, oom_killed }
+    }
+}
+
+#[derive(Serialize)]
+struct TreeView<'a> {
+    pid: Tgid,
+    start_time_ns: u64,
+    command: &'a str,
+    command_line: &'a str,
+    cgroup: Option<&'a str>,
+    cgroup_id: Option<CgroupId>,
+    processes_running: u32,
+    processes_exited_total: u64,
+    #[serde(flatten)]
+    groups: Groups<'a>,
+}
+
+impl Listed for Tree {
+    const NAME: &'static str = "trees";
+    const NUMBERS: &'static [OwnNumber<Self>] = &[
+        ("pid", |t| Number::Count(t.root.tgid.0.into())),
+        ("start_time_ns", |t| Number::Count(t.root.start_ns)),
+        ("cgroup_id", |t| known_id(t.cgroup).map(|id| id.0).into()),
+        ("processes_running", |t| Number::Count(t.running.into())),
+        ("processes_exited_total", |t| Number::Count(t.exited_total)),
+    ];
+    const GROUPS: &'static [&'static Group] = ALL_GROUPS;
+
+    fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
+        &snapshot.trees
+    }
+
+    fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    fn write(&self, context: Context, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        let view = TreeView {
+            pid: self.root.tgid,
+            start_time_ns: self.root.start_ns,
+            command: &self.command,
+            command_line: &self.command_line,
+            cgroup: self.cgroup_path.as_deref(),
+            cgroup_id: known_id(self.cgroup),
+            processes_running: self.running,
+            processes_exited_total: self.exited_total,
+            groups: self.groups(context),
+        };
+        serde_json::to_writer(out, &view)
+    }
+}
+
+#[derive(Serialize)]
+struct CgroupView<'a> {
+    path: &'a str,
+    id: Option<CgroupId>,
+    hierarchy: &'static str,
+    removed: bool,
+    processes_running: u32,
+    #[serde(flatten)]
+    groups: Groups<'a>,
+}
+
+impl Listed for Cgroup {
+    const NAME: &'static str = "cgroups";
+    const NUMBERS: &'static [OwnNumber<Self>] = &[
+        ("id", |c| known_id(c.id).map(|id| id.0).into()),
+        ("processes_running", |c| Number::Count(c.running.into())),
+    ];
+    const GROUPS: &'static [&'static Group] = ALL_GROUPS;
+
+    fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
+        &snapshot.cgroups
+    }
+
+    fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    fn write(&self, context: Context, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        let view = CgroupView {
+            path: &self.path,
+            id: known_id(self.id),
+            hierarchy: context.hierarchy,
+            removed: self.removed,
+            processes_running: self.running,
+            groups: self.groups(context),
+        };
+        serde_json::to_writer(out, &view)
+    }
+}
+
+#[derive(Serialize)]
+struct BlockDeviceView<'a> {
+    name: &'a str,
+    device: String,
+    #[serde(flatten)]
+    groups: Groups<'a>,
+}
+
+impl Listed for BlockDevice {
+    const NAME: &'static str = "block_devices";
+    const NUMBERS: &'static [OwnNumber<Self>] = &[];
+    const GROUPS: &'static [&'static Group] = &[&BLOCK_IO];
+
+    fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
+        &snapshot.block_devices
+    }
+
+    fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    fn write(&self, context: Context, out: &mut Vec<u8>) -> serde_json::Result<()> {
+        let view = BlockDeviceView { name: &self.name, device: self.id.to_string(), groups: self.groups(context) };
+        serde_json::to_writer(out, &view)
+    }
+}
+
+/// What of a snapshot is not a list.
+#[derive(Serialize)]
+pub(super) struct SnapshotView<'a> {
+    time_ns: BootTime,
+    tick_seconds: f64,
+    since_ns: BootTime,
+    folded_processes_total: u64,
+    host: Groups<'a>,
+    coverage: CoverageView<'a>,
+    cost: CostView<'a>,
+}
+
+impl<'a> SnapshotView<'a> {
+    /// Of a snapshot.
+    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
+        Self {
+            time_ns: snapshot.time,
+            tick_seconds: snapshot.tick.as_secs_f64(),
+            since_ns: snapshot.since,
+            folded_processes_total: snapshot.folded_processes_total,
+            host: Groups { groups: ALL_GROUPS, subject: &snapshot.host, context: Context::of(snapshot) },
+            coverage: CoverageView(&snapshot.coverage),
+            cost: CostView::of(&snapshot.cost),
+        }
+    }
+}
+
+/// What every list answer tells besides the list.
+#[derive(Serialize)]
+pub(super) struct ListView<'a> {
+    pub(super) time_ns: BootTime,
+    /// Items that matched.
+    pub(super) total: usize,
+    /// Whether fewer than that are listed.
+    pub(super) truncated: bool,
+    pub(super) coverage: CoverageView<'a>,
+}
+
+/// Whether all is well, and what it costs.
+#[derive(Serialize)]
+pub(super) struct HealthView<'a> {
+    status: &'static str,
+    reasons: Vec<String>,
+    version: &'static str,
+    pid: u32,
+    uptime_seconds: f64,
+    time_ns: BootTime,
+    cost: CostView<'a>,
+    coverage: CoverageView<'a>,
+}
+
+impl<'a> HealthView<'a> {
+    /// Of the last snapshot, seen at `now`.
+    pub(super) fn of(snapshot: &'a Snapshot, now: BootTime) -> Self {
+        let reasons = reasons(snapshot, now);
+        Self {
+            status: if reasons.is_empty() { "ok" } else { "degraded" },
+            reasons,
+            version: env!("CARGO_PKG_VERSION"),
+            pid: std::process::id(),
+            uptime_seconds: now.since(snapshot.since).as_secs_f64(),
+            time_ns: snapshot.time,
+            cost: CostView::of(&snapshot.cost),
+            coverage: CoverageView(&snapshot.coverage),
+        }
+    }
+}
+
+/// Why the agent does not do all it should.
+fn reasons(snapshot: &Snapshot, now: BootTime) -> Vec<String> {
+    /// A snapshot this many ticks old is late.
+    const LATE_TICKS: u32 = 5;
+    let mut reasons: Vec<_> = snapshot.coverage.0.iter().filter_map(reason).collect();
+    let age = now.since(snapshot.time);
+    if age > (LATE_TICKS * snapshot.tick).max(Duration::from_secs(5)) && !snapshot.tick.is_zero() {
+        reasons.push(format!("the last snapshot is {} s old", age.as_secs()));
+    }
+    reasons
+}
+
+fn reason(source: &SourceCoverage) -> Option<String> {
+    let name = source.source;
+    if source.state == State::Unavailable {
+        let why: Vec<_> = source.refused.iter().map(|r| format!("{}: {}", r.rung, r.reason)).collect();
+        return Some(format!("{name} is unavailable ({})", why.join("; ")));
+    }
+    (source.lost_total > 0).then(|| format!("{name} has lost {}", source.lost_total))
+}
+
+/// The sources by name.
+pub(super) struct CoverageView<'a>(pub(super) &'a Coverage);
+
+#[derive(Serialize)]
+struct SourceView<'a> {
+    state: State,
+    rung: Option<&'static str>,
+    refused: &'a [Refusal],
+    seen_total: u64,
+    lost_total: u64,
+    lost: Loss,
+}
+
+impl Serialize for CoverageView<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.0.iter().map(|s| {
+            let view = SourceView {
+                state: s.state,
+                rung: s.rung,
+                refused: &s.refused,
+                seen_total: s.seen_total,
+                lost_total: s.lost_total,
+                lost: s.lost,
+            };
+            (s.source.name(), view)
+        }))
+    }
+}
+
+#[derive(Serialize)]
+struct CostView<'a> {
+    cpu_seconds_total: f64,
+    resident_bytes: u64,
+    map_bytes: u64,
+    programs: Vec<ProgramView<'a>>,
+}
+
+#[derive(Serialize)]
+struct ProgramView<'a> {
+    name: &'a str,
+    measured_runs: u64,
+    measured_seconds: f64,
+    mean_ns: Option<f64>,
+}
+
+impl<'a> CostView<'a> {
+    fn of(cost: &'a Cost) -> Self {
+        Self {
+            cpu_seconds_total: cost.cpu_seconds_total,
+            resident_bytes: cost.resident_bytes,
+            map_bytes: cost.map_bytes,
+            programs: cost.programs.iter().map(ProgramView::of).collect(),
+        }
+    }
+}
+
+impl<'a> ProgramView<'a> {
+    fn of(program: &'a ProgramCost) -> Self {
+        let runs = program.measured_runs;
+        Self {
+            name: &program.name,
+            measured_runs: runs,
+            measured_seconds: program.measured_seconds,
+            mean_ns: (runs > 0).then(|| program.measured_seconds * 1e9 / runs as f64),
+        }
+    }
+}
+
+/// 0 stands for an id that is not known.
+fn known_id(id: CgroupId) -> Option<CgroupId> {
+    (id.0 != 0).then_some(id)
+}

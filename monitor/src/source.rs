@@ -1,0 +1,39 @@
+//! The table of sources. Configuration, command line, plan, collection, coverage and tests read it.
+
+use serde::Serialize;
+use std::fmt;
+
+/// One thing the agent watches in the kernel. Its name is the stem of its files in every crate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Page faults, by kind.
+    PageFault,
+    /// mmap, munmap, mremap and brk.
+    AddressSpace,
+    /// Requests to block devices and their latencies.
+    BlockIo,
+    /// Processes and cgroups, from birth to death.
+    Lifecycle,
+}
+
+impl Source {
+    /// All of them, in the order in which they are attached: life first, so that nothing is counted unnamed.
+    pub const ALL: [Self; 4] = [Self::Lifecycle, Self::PageFault, Self::AddressSpace, Self::BlockIo];
+
+    /// Its name, in files, programs, configuration and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::PageFault => "page_fault",
+            Self::AddressSpace => "address_space",
+            Self::BlockIo => "block_io",
+            Self::Lifecycle => "lifecycle",
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}

@@ -1,0 +1,24 @@
+//! Time inside the agent is the boot clock, in nanoseconds; wall time only appears where people read it.
+
+use serde::Serialize;
+use std::time::Duration;
+
+/// A moment of the boot clock (`CLOCK_BOOTTIME`), which counts from boot and goes on through suspend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
+pub struct BootTime(pub u64);
+
+impl BootTime {
+    /// The moment of the call.
+    pub fn now() -> Self {
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `now` is a valid timespec for the kernel to write; the clock id is a constant every supported kernel knows.
+        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+        Self(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+    }
+
+    /// How long after `earlier` this is; zero when it is not after it.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}

@@ -1,0 +1,204 @@
+//! Block devices of the tests' own, and what /sys/block says of any.
+//!
+//! A loop device over a file is a real device with a real queue that nobody else uses, so its books can be compared
+//! exactly: the kernel counts requests there by other code than the tracepoints the agent hooks.
+
+use anyhow::{Context, Result, bail, ensure};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    os::{
+        fd::AsRawFd,
+        unix::fs::{FileTypeExt, MetadataExt},
+    },
+    path::{Path, PathBuf},
+};
+use tempfile::NamedTempFile;
+
+/// Requests of the loop driver (linux/loop.h).
+const LOOP_SET_FD: libc::Ioctl = 0x4C00;
+const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
+/// Tries to win a free device against somebody else who wants one too.
+const TRIES: u32 = 20;
+
+/// A loop device over a file of zeroes, both gone on drop.
+#[derive(Debug)]
+pub struct LoopDevice {
+    name: String,
+    device: File,
+    backing: NamedTempFile,
+}
+
+impl LoopDevice {
+    /// Makes one of so many bytes.
+    ///
+    /// # Errors
+    /// No loop driver, or missing rights.
+    pub fn new(bytes: u64) -> Result<Self> {
+        let mut backing = NamedTempFile::new_in("/var/tmp").context("cannot make a file in /var/tmp")?;
+        io::copy(&mut io::Read::take(io::repeat(0), bytes), backing.as_file_mut()).context("cannot fill the file")?;
+        backing.as_file_mut().flush()?;
+        backing.as_file().sync_all()?;
+        let control = File::open("/dev/loop-control").context("no loop devices: modprobe loop")?;
+        for _ in 0..TRIES {
+            let number = ioctl(&control, LOOP_CTL_GET_FREE, 0).context("no free loop device")?;
+            let name = format!("loop{number}");
+            let device = open_device(&name)?;
+            match ioctl(&device, LOOP_SET_FD, backing.as_file().as_raw_fd()) {
+                Ok(_) => return Ok(Self { name, device, backing }),
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(error) => return Err(error).with_context(|| format!("cannot set up {name}")),
+            }
+        }
+        bail!("somebody else took every free loop device for {TRIES} times")
+    }
+
+    /// Its name in /sys/block.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its path in /dev.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+
+    /// What the kernel says of it.
+    ///
+    /// # Errors
+    /// As [`Stat::of`].
+    pub fn stat(&self) -> Result<Stat> {
+        Stat::of(&self.name)
+    }
+
+    /// Cuts the file below it without its knowing: it fails to read what lies beyond.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn truncate_backing(&self, bytes: u64) -> Result<()> {
+        self.backing.as_file().set_len(bytes).context("cannot truncate the file below the loop device")
+    }
+
+    /// Writes one of its queue's settings in /sys/block.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn set_queue(&self, setting: &str, value: &str) -> Result<()> {
+        let path = format!("/sys/block/{}/queue/{setting}", self.name);
+        fs::write(&path, value).with_context(|| format!("cannot write {value} to {path}"))
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        if let Err(error) = ioctl(&self.device, LOOP_CLR_FD, 0) {
+            eprintln!("cannot give back {}: {error}", self.name);
+        }
+    }
+}
+
+fn open_device(name: &str) -> Result<File> {
+    let path = Path::new("/dev").join(name);
+    let device = OpenOptions::new().read(true).write(true).open(&path);
+    let device = device.with_context(|| format!("cannot open {}", path.display()))?;
+    ensure!(device.metadata()?.file_type().is_block_device(), "{} is not a block device", path.display());
+    Ok(device)
+}
+
+fn ioctl(file: &File, request: libc::Ioctl, argument: i32) -> io::Result<i32> {
+    // SAFETY: the three requests used take a plain number, never a pointer.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request, argument) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// The counters of /sys/block/NAME/stat that the tests compare (Documentation/admin-guide/iostats.rst).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stat {
+    /// Reads completed.
+    pub read_ops: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
+    /// Writes completed.
+    pub write_ops: u64,
+    /// Bytes written.
+    pub write_bytes: u64,
+    /// Discards completed.
+    pub discard_ops: u64,
+    /// Bytes discarded.
+    pub discard_bytes: u64,
+}
+
+impl Stat {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// No such device.
+    pub fn of(name: &str) -> Result<Self> {
+        let path = format!("/sys/block/{name}/stat");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        Self::parse(&text).with_context(|| format!("cannot understand {path}: {text:?}"))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let fields: Vec<u64> = text.split_whitespace().map(str::parse).collect::<Result<_, _>>().ok()?;
+        let field = |index: usize| fields.get(index).copied();
+        Some(Self {
+            read_ops: field(0)?,
+            read_bytes: field(2)? * 512,
+            write_ops: field(4)?,
+            write_bytes: field(6)? * 512,
+            discard_ops: field(11)?,
+            discard_bytes: field(13)? * 512,
+        })
+    }
+
+    /// What was added since `before`.
+    pub fn since(&self, before: &Self) -> Self {
+        Self {
+            read_ops: self.read_ops - before.read_ops,
+            read_bytes: self.read_bytes - before.read_bytes,
+            write_ops: self.write_ops - before.write_ops,
+            write_bytes: self.write_bytes - before.write_bytes,
+            discard_ops: self.discard_ops - before.discard_ops,
+            discard_bytes: self.discard_bytes - before.discard_bytes,
+        }
+    }
+}
+
+/// Name in /sys/block of the disk that a file lies on.
+///
+/// # Errors
+/// The file lies on no disk: on tmpfs, overlayfs or a network.
+pub fn disk_of(path: &Path) -> Result<String> {
+    let device = fs::metadata(path).with_context(|| format!("no {}", path.display()))?.dev();
+    let (major, minor) = (libc::major(device), libc::minor(device));
+    let link = format!("/sys/dev/block/{major}:{minor}");
+    let target = fs::canonicalize(&link)
+        .with_context(|| format!("{} lies on no block device: run the tests where /var/tmp is on a disk", path.display()))?;
+    let disk = if target.join("partition").exists() { target.parent().map(Path::to_owned) } else { Some(target) };
+    let name = disk.as_deref().and_then(Path::file_name).with_context(|| format!("{link} leads nowhere"))?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_stand_where_the_kernels_documentation_says() {
+        let stat = Stat::parse("4 9 32 5 6 9 16 9 9 8 5 7 9 24 9 3 9\n").unwrap();
+        let expected = Stat {
+            read_ops: 4,
+            read_bytes: 16384,
+            write_ops: 6,
+            write_bytes: 8192,
+            discard_ops: 7,
+            discard_bytes: 12288,
+        };
+        assert_eq!(stat, expected);
+        assert_eq!(stat.since(&stat), Stat::default());
+        assert_eq!(Stat::parse("1 2 3"), None);
+        assert_eq!(Stat::parse("a b"), None);
+    }
+}

@@ -1,0 +1,24 @@
+//! What the integration tests stand on: the agent as a black box, workloads that know what they did, and the kernel's
+//! own books to compare with.
+//!
+//! Nothing here knows the agent's code: it is started as a program and asked through its socket. The tests themselves
+//! are in `it/`, one file per source; what they make the kernel do is in `src/bin/workload`.
+//!
+//! Nothing is skipped silently: where the machine lacks what a test needs, the test fails and says what is missing.
+
+pub mod agent;
+pub mod bpf;
+pub mod cgroup;
+pub mod clock;
+pub mod disk;
+pub mod http;
+pub mod json;
+pub mod machine;
+pub mod proc;
+pub mod workload;
+
+pub use agent::Agent;
+pub use cgroup::Cgroup;
+pub use disk::LoopDevice;
+pub use machine::Machine;
+pub use workload::Workload;

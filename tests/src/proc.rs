@@ -1,0 +1,80 @@
+//! What the kernel's own books say of a process and of the machine: /proc, read by other code than the agent's.
+
+use anyhow::{Context, Result};
+use std::fs;
+
+/// Page faults of all threads of a process so far, minor and major: fields 10 and 12 of /proc/PID/stat.
+///
+/// # Errors
+/// No such process.
+pub fn faults(pid: u32) -> Result<u64> {
+    let stat = stat(pid)?;
+    let fields = fields_after_name(&stat)?;
+    Ok(field(&fields, 10)? + field(&fields, 12)?)
+}
+
+/// State letter of a process, such as S or Z.
+///
+/// # Errors
+/// No such process.
+pub fn state(pid: u32) -> Result<char> {
+    let stat = stat(pid)?;
+    let fields = fields_after_name(&stat)?;
+    fields.first().and_then(|f| f.chars().next()).context("/proc/PID/stat has no state")
+}
+
+/// Forks since boot, of threads too: the line `processes` of /proc/stat.
+///
+/// # Errors
+/// An unreadable /proc/stat.
+pub fn forks() -> Result<u64> {
+    let stat = fs::read_to_string("/proc/stat").context("cannot read /proc/stat")?;
+    parse_forks(&stat)
+}
+
+fn parse_forks(stat: &str) -> Result<u64> {
+    let value = stat.lines().find_map(|l| l.strip_prefix("processes ")).context("/proc/stat has no line `processes`")?;
+    value.trim().parse().with_context(|| format!("not a number of processes: {value:?}"))
+}
+
+fn stat(pid: u32) -> Result<String> {
+    let path = format!("/proc/{pid}/stat");
+    fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
+}
+
+/// The fields from the third on: names may hold spaces and brackets, so count from the last bracket.
+fn fields_after_name(stat: &str) -> Result<Vec<&str>> {
+    let (_, rest) = stat.rsplit_once(')').with_context(|| format!("not a /proc/PID/stat: {stat:?}"))?;
+    Ok(rest.split_whitespace().collect())
+}
+
+/// A field by its number in proc_pid_stat(5), which counts from 1.
+fn field(fields: &[&str], number: usize) -> Result<u64> {
+    let text = fields.get(number - 3).with_context(|| format!("/proc/PID/stat has no field {number}"))?;
+    text.parse().with_context(|| format!("field {number} of /proc/PID/stat is {text:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_brackets_and_spaces_does_not_shift_the_fields() {
+        let fields = fields_after_name("7 (a ) b) S 1 7 7 0 -1 4194304 101 5 2 0 0 0").unwrap();
+        assert_eq!(field(&fields, 10).unwrap() + field(&fields, 12).unwrap(), 103);
+        assert_eq!(fields[0], "S");
+    }
+
+    #[test]
+    fn this_process_has_faulted_and_runs() {
+        assert!(faults(std::process::id()).unwrap() > 0);
+        assert!(forks().unwrap() > 0);
+        assert!(faults(u32::MAX).is_err());
+    }
+
+    #[test]
+    fn forks_are_found_among_other_lines() {
+        assert_eq!(parse_forks("cpu 1 2\nprocesses 77\nprocs_running 2\n").unwrap(), 77);
+        assert!(parse_forks("cpu 1 2\n").is_err());
+    }
+}
