@@ -165,3 +165,6 @@ pub enum Error {
     #[error("{0}")]
     Conflict(String),
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,11 @@ impl Coverage {
     pub fn is_live(&self, source: Source) -> bool {
         self.0.iter().any(|s| s.source == source && s.state == State::Live)
     }
+
+    /// What a source has lost so far, of whatever cause.
+    pub fn lost(&self, source: Source) -> u64 {
+        self.0.iter().filter(|s| s.source == source).map(|s| s.lost_total).sum()
+    }
 }
 
 /// What became of one source.

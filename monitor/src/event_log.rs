@@ -27,11 +27,7 @@ pub struct EventLog {
 impl EventLog {
     /// An empty log that keeps the last `capacity` events.
     pub fn new(capacity: usize) -> Self {
-        Self {
-            recent: Mutex::new(VecDeque::new()),
-            capacity,
-            followers: broadcast::Sender::new(FOLLOWER_CAPACITY),
-        }
+        Self { recent: Mutex::new(VecDeque::new()), capacity, followers: broadcast::Sender::new(FOLLOWER_CAPACITY) }
     }
 
     /// Adds an event and forgets the oldest one when the log is full.

@@ -28,6 +28,25 @@ pub struct ProcessId {
     pub start_ns: u64,
 }
 
+impl ProcessId {
+    /// What it is found by: /proc tells start times in clock ticks only, and no pid is used twice within one.
+    pub const fn key(self) -> ProcessKey {
+        ProcessKey { tgid: self.tgid, start_tick: self.start_ns / TICK_NS }
+    }
+}
+
+/// Nanoseconds to a clock tick (USER_HZ, 100 a second on all of x86).
+pub const TICK_NS: u64 = 10_000_000;
+
+/// A process for good, as exactly as all sources of information can tell it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProcessKey {
+    /// Thread-group id.
+    pub tgid: Tgid,
+    /// When its thread-group leader started, in clock ticks of the boot clock.
+    pub start_tick: u64,
+}
+
 impl From<&Owner> for ProcessId {
     fn from(owner: &Owner) -> Self {
         Self { tgid: Tgid(owner.tgid), start_ns: owner.start_ns }

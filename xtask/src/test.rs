@@ -113,7 +113,9 @@ fn check_documentation() -> Result<Outcome> {
 /// `cargo deny check advisories` is a command of its own.
 fn check_dependencies() -> Result<Outcome> {
     if process::find_program("cargo-deny").is_none() {
-        return Ok(Outcome::NotRun("cargo-deny is missing; `cargo install --locked cargo-deny` installs it".to_owned()));
+        return Ok(Outcome::NotRun(
+            "cargo-deny is missing; `cargo install --locked cargo-deny` installs it".to_owned(),
+        ));
     }
     process::run(process::cargo().args(["deny", "check", "bans", "licenses", "sources"]))?;
     Ok(Outcome::Passed)
@@ -162,7 +164,8 @@ impl InstrumentedTests {
     }
 
     fn run_integration_tests(&self, filters: &[String]) -> Result<Outcome> {
-        let agent = self.agent().into_os_string().into_string().ok().context("a target directory whose name is text")?;
+        let agent =
+            self.agent().into_os_string().into_string().ok().context("a target directory whose name is text")?;
         let mut variables = vec![("MONITOR_BIN".to_owned(), agent)];
         variables.extend(instrument::profile_variable(&self.profiles));
         run_as_root(self.cargo()?, &variables, filters)?;
@@ -198,7 +201,8 @@ fn measured_executable(message: &str) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(message).ok()?;
     let executable = message["executable"].as_str()?;
     let source = Path::new(message["target"]["src_path"].as_str()?);
-    let is_measured = MEASURED_CRATES.iter().any(|measured| source.starts_with(workspace::root().join(measured.sources)));
+    let is_measured =
+        MEASURED_CRATES.iter().any(|measured| source.starts_with(workspace::root().join(measured.sources)));
     is_measured.then(|| PathBuf::from(executable))
 }
 

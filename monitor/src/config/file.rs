@@ -32,8 +32,7 @@ impl Reader<'_> {
     fn table(&mut self, table: &DeTable<'_>, section: Option<&str>) -> Result<(), Error> {
         for (name, value) in table {
             let name_path = section.map_or_else(|| name.get_ref().to_string(), |s| format!("{s}.{}", name.get_ref()));
-            let origin =
-                Origin::File { path: self.path.to_owned(), line: line(self.text, &name.span()) };
+            let origin = Origin::File { path: self.path.to_owned(), line: line(self.text, &name.span()) };
             match value.get_ref() {
                 DeValue::Table(inner) if self.is_section(&name_path) => self.table(inner, Some(&name_path))?,
                 value => self.assign(name_path, value, origin)?,

@@ -94,16 +94,20 @@ fn of_source(source: Source) -> Vec<Key> {
             Slot::RingBytes(&mut s.ring_bytes, 4096..=16 << 20)
         }));
     }
-    let own: Option<(_, _, fn(&mut Config) -> Slot<'_>)> = match source {
-        Source::AddressSpace => Some(("large_call", "tell each call of at least this size as an event", |c| {
-            Slot::Bytes(&mut c.large_call_bytes, 0..=1 << 40)
-        })),
-        Source::BlockIo => Some(("slow", "tell each I/O that took at least this long as an event", |c| {
-            Slot::Duration(&mut c.slow_io, Duration::ZERO..=HOUR)
-        })),
-        Source::PageFault | Source::Lifecycle => None,
-    };
-    keys.extend(own.map(|(name, help, slot)| Key { section, name, help, place: Place::General(slot) }));
+    let general = |name, help, slot| Key { section, name, help, place: Place::General(slot) };
+    match source {
+        Source::AddressSpace => {
+            keys.push(general("large_call", "tell each call of at least this size as an event", |c| {
+                Slot::Bytes(&mut c.large_call_bytes, 0..=1 << 40)
+            }));
+        }
+        Source::BlockIo => {
+            keys.push(general("slow", "tell each I/O that took at least this long as an event", |c| {
+                Slot::Duration(&mut c.slow_io, Duration::ZERO..=HOUR)
+            }));
+        }
+        Source::PageFault | Source::Lifecycle => {}
+    }
     keys
 }
 

@@ -146,9 +146,7 @@ impl Effective {
             });
             let entries = match key.section {
                 None => Some(&mut root),
-                Some(section) => {
-                    root.entry(section).or_insert_with(|| serde_json::Map::new().into()).as_object_mut()
-                }
+                Some(section) => root.entry(section).or_insert_with(|| serde_json::Map::new().into()).as_object_mut(),
             };
             if let Some(entries) = entries {
                 entries.insert(key.name.to_owned(), entry);
@@ -164,8 +162,8 @@ impl Assignment {
         let (path, value) = text.split_once('=').ok_or_else(|| {
             Error::Conflict(format!("--set {text}: it takes key=value, such as --set block_io.slow=20ms"))
         })?;
-        let path = path.trim().to_owned();
-        Ok(Self { origin: Origin::Flag(format!("--set {path}")), path, value: value.trim().to_owned() })
+        let origin = Origin::Flag("--set".to_owned());
+        Ok(Self { path: path.trim().to_owned(), value: value.trim().to_owned(), origin })
     }
 }
 
@@ -210,7 +208,7 @@ pub(super) fn unknown<'a>(
 ) -> Error {
     let near = keys
         .into_iter()
-        .map(|key| name_of(key))
+        .map(name_of)
         .map(|known| (distance(name, &known), known))
         .min()
         .filter(|(distance, known)| *distance <= 1 + known.len() / 4);

@@ -61,9 +61,20 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     if let Some(log) = outer.split_once("Verifier output:").map(|(_, log)| log.trim()) {
         log::debug!("{outer}");
         let last = log.lines().rev().find(|line| !line.starts_with("processed ") && !line.trim().is_empty());
-        return format!("the verifier refused it: {}", last.unwrap_or("it gave no reason").trim());
+        return match last {
+            Some(last) => format!("the verifier refused it: {}", last.trim()),
+            None => format!("the kernel refused to load it: {}", error_number(error).unwrap_or(inner)),
+        };
     }
     if outer.contains(&inner) { outer } else { format!("{outer}: {inner}") }
+}
+
+/// The kernel's own error, where there is one.
+fn error_number(error: &(dyn std::error::Error + 'static)) -> Option<String> {
+    match error.downcast_ref::<ProgramError>()? {
+        ProgramError::LoadError { io_error, .. } => Some(io_error.to_string()),
+        _ => None,
+    }
 }
 
 /// A source that counts. Dropping it detaches all its programs.
@@ -105,11 +116,12 @@ pub struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// Parses the kernel's BTF for aya: 24 MB, which are given back when the loader is dropped.
     pub fn new(support: &'a Support, settings: &'a Settings) -> Self {
-        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: a valid timespec, a clock that every kernel has.
-        unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-        let loaded_ns = now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64;
-        Self { support, settings, btf: Btf::from_sys_fs().ok(), loaded_ns }
+        Self { btf: Btf::from_sys_fs().ok(), ..Self::without_types(support, settings) }
+    }
+
+    /// A loader for objects whose programs need no types of the kernel's.
+    pub fn without_types(support: &'a Support, settings: &'a Settings) -> Self {
+        Self { support, settings, btf: None, loaded_ns: monotonic_ns() }
     }
 
     /// What it loads with.
@@ -221,3 +233,10 @@ impl<'a> Loader<'a> {
     }
 }
 
+/// The clock that the block layer stamps its requests with.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid timespec, a clock that every kernel has.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

@@ -83,6 +83,13 @@ where
         }
     }
 
+    /// All entries of a map with one value an entry.
+    pub fn read(&mut self) -> io::Result<Vec<(K, V)>> {
+        let mut read = Vec::new();
+        self.for_each(|key, values| read.extend(values.first().map(|value| (*key, *value))))?;
+        Ok(read)
+    }
+
     /// Deletes entries; those that are not there are passed over.
     pub fn delete(&self, keys: &[K]) -> io::Result<()> {
         syscall::delete_batch(self.map.fd().as_fd(), keys.as_bytes(), size_of::<K>())

@@ -4,7 +4,8 @@ use aya::maps::{Map, MapData, MapError, RingBuf};
 use bytes::Bytes;
 use std::{
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    task::{Context, Poll},
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
@@ -18,7 +19,6 @@ pub struct Ring {
 impl Ring {
     /// Takes over a ring-buffer map. Must be called inside the runtime that waits.
     pub fn new(map: MapData) -> io::Result<Self> {
-        use std::os::fd::AsFd;
         let fd = map.fd().as_fd().try_clone_to_owned()?;
         let ring = RingBuf::try_from(Map::RingBuf(map)).map_err(|error: MapError| io::Error::other(error))?;
         // SAFETY: the descriptor is a ring buffer's, which epoll takes, and it is open for as long as the registration,
@@ -27,10 +27,16 @@ impl Ring {
         Ok(Self { ring, wait })
     }
 
-    /// Returns when the kernel side found the ring filling up.
-    pub async fn filling(&self) -> io::Result<()> {
-        self.wait.readable().await?.clear_ready();
-        Ok(())
+    /// Ready when the kernel side found the ring filling up; else wakes the task when it does.
+    pub fn poll_filling(&self, context: &mut Context<'_>) -> Poll<()> {
+        match self.wait.poll_read_ready(context) {
+            Poll::Ready(Ok(mut ready)) => {
+                ready.clear_ready();
+                Poll::Ready(())
+            }
+            // A runtime that is shutting down wakes nobody; the timer goes on draining.
+            Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+        }
     }
 
     /// Takes out all records.

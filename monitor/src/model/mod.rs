@@ -1,4 +1,280 @@
 //! From samples to snapshots: names, process trees, the cgroup tree, roll-ups, rates. Pure: time and data are arguments.
+//!
+//! A sample costs in proportion to what moved in it: what was added to an owner's counters is added to its process, tree,
+//! cgroups and device, and to the host, and nothing is summed up anew.
 
+mod account;
+mod cgroups;
+mod ledger;
+mod processes;
 pub mod snapshot;
+mod tell;
 pub mod totals;
+
+use crate::{
+    event::Event,
+    ids::{CgroupId, DeviceId, ProcessId},
+    sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
+    time::BootTime,
+};
+use account::{Accounts, Counted};
+use cgroups::Cgroups;
+use ledger::{Addition, Ledger};
+use monitor_common::Owner;
+use processes::Processes;
+use snapshot::{BlockDevice, Snapshot, Subject};
+use std::{collections::HashSet, sync::Arc, time::Duration};
+use totals::Rates;
+
+/// How long what has ended stays visible.
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// Exited processes and removed cgroups stay for this long.
+    pub keep: Duration,
+    /// At most so many exited processes do.
+    pub limit: usize,
+}
+
+/// Everything known about this node.
+#[derive(Debug)]
+pub struct Model {
+    since: BootTime,
+    retention: Retention,
+    hierarchy: &'static str,
+    ledger: Ledger,
+    host: Subject,
+    host_added: Rates,
+    processes: Processes,
+    cgroups: Cgroups,
+    devices: Accounts<DeviceId, BlockDevice>,
+    last_snapshot: Option<BootTime>,
+}
+
+/// What came of taking in a sample.
+#[derive(Clone, Debug, Default)]
+pub struct Taken {
+    /// Moments to tell, in order of time.
+    pub events: Vec<Event>,
+    /// What the kernel may forget now.
+    pub harvest: Harvest,
+}
+
+impl Counted for BlockDevice {
+    fn subject(&mut self) -> &mut Subject {
+        &mut self.subject
+    }
+}
+
+impl Model {
+    /// A model that knows nothing yet.
+    pub fn new(since: BootTime, retention: Retention, hierarchy: &'static str) -> Self {
+        Self {
+            since,
+            retention,
+            hierarchy,
+            ledger: Ledger::default(),
+            host: Subject::default(),
+            host_added: Rates::default(),
+            processes: Processes::default(),
+            cgroups: Cgroups::default(),
+            devices: Accounts::default(),
+            last_snapshot: None,
+        }
+    }
+
+    /// What a sample mentions and nobody has heard of: to be looked up before the sample is taken in.
+    pub fn unknown(&self, sample: &Sample) -> Unknown {
+        let mut search = Search { model: self, born: HashSet::new(), made: HashSet::new(), found: Unknown::default() };
+        sample.moments.iter().for_each(|moment| search.moment(&moment.what));
+        if let Some(counters) = &sample.counters {
+            search.counters(counters);
+        }
+        search.found
+    }
+
+    /// Takes in a sample.
+    pub fn take(&mut self, sample: &Sample) -> Taken {
+        let mut events = Vec::new();
+        self.name(&sample.found, sample.time);
+        for moment in &sample.moments {
+            self.live(moment);
+            // Told after it was taken in, so that names are the new ones.
+            events.push(self.tell(moment));
+        }
+        let mut harvest = Harvest::default();
+        if let Some(counters) = &sample.counters {
+            self.count(counters);
+            harvest = self.processes.harvest(counters, sample.time);
+            self.ledger.forget(&harvest);
+        }
+        for id in &sample.found.gone {
+            self.exit(*id, sample.time, None);
+        }
+        for id in &sample.found.gone_cgroups {
+            self.cgroups.removed(*id, sample.time);
+        }
+        Taken { events, harvest }
+    }
+
+    /// How many exited processes wait to be harvested, and since when the first of them does.
+    pub fn awaiting_harvest(&self) -> (usize, Option<BootTime>) {
+        self.processes.awaiting_harvest()
+    }
+
+    /// Processes thought to be running.
+    pub fn running(&self) -> Vec<ProcessId> {
+        self.processes.running().collect()
+    }
+
+    /// Cgroups thought to be there.
+    pub fn present_cgroups(&self) -> impl Iterator<Item = (CgroupId, &Arc<str>)> {
+        self.cgroups.present()
+    }
+
+    /// The picture at the end of a tick.
+    pub fn snapshot(&mut self, sample: &Sample) -> Snapshot {
+        let tick = self.last_snapshot.map_or(Duration::ZERO, |last| sample.time.since(last));
+        self.last_snapshot = Some(sample.time);
+        // What was counted before the first tick is no rate of anything.
+        let seconds = if tick.is_zero() { f64::INFINITY } else { tick.as_secs_f64() };
+        self.host.rates = std::mem::take(&mut self.host_added).per_second(seconds);
+        self.processes.settle(seconds, sample.time, self.retention);
+        self.cgroups.settle(seconds, sample.time, self.retention.keep);
+        self.devices.settle(seconds);
+        Snapshot {
+            time: sample.time,
+            tick,
+            since: self.since,
+            hierarchy: self.hierarchy,
+            host: self.host.clone(),
+            processes: self.processes.list(),
+            trees: self.processes.list_trees(),
+            cgroups: self.cgroups.list(),
+            block_devices: self.devices.iter().map(|(_, device)| device.clone()).collect(),
+            folded_processes_total: self.processes.folded_total(),
+            coverage: sample.coverage.clone(),
+            cost: sample.cost.clone(),
+        }
+    }
+
+    /// Takes in what had to be looked up.
+    fn name(&mut self, found: &Found, now: BootTime) {
+        for (id, path) in &found.cgroups {
+            self.cgroups.made(*id, path);
+        }
+        for process in &found.processes {
+            let cgroup = process.cgroup_path.as_deref().and_then(|path| self.cgroups.by_path(path));
+            self.processes.found(process, cgroup, &mut self.cgroups, now);
+        }
+        for (id, name) in &found.devices {
+            if !self.devices.contains(*id) {
+                self.devices.open(*id, BlockDevice { id: *id, name: name.clone(), subject: Subject::default() });
+            }
+        }
+    }
+
+    /// Takes in one moment of a process's or cgroup's life.
+    fn live(&mut self, moment: &Moment) {
+        match &moment.what {
+            What::Fork { child, parent, command, .. } => {
+                self.processes.fork(child, *parent, command, &mut self.cgroups);
+            }
+            What::Exec { owner, command, arguments, cut } => {
+                self.processes.exec(owner, command, arguments, *cut, &mut self.cgroups);
+            }
+            What::Exit { owner, wait_status, .. } => self.exit(ProcessId::from(owner), moment.time, Some(*wait_status)),
+            What::OomVictim { owner, .. } => self.processes.doom(ProcessId::from(owner)),
+            What::Moved(owner) => self.processes.moved(owner, &mut self.cgroups),
+            What::CgroupMade(id, path) => self.cgroups.made(*id, path),
+            What::CgroupRenamed(id, path) => {
+                self.cgroups.renamed(*id, path);
+                self.processes.refresh_paths(&self.cgroups);
+            }
+            What::CgroupRemoved(id, _) => self.cgroups.removed(*id, moment.time),
+            What::AddressSpace(_) | What::BlockIo(_) => {}
+        }
+    }
+
+    fn exit(&mut self, id: ProcessId, time: BootTime, wait_status: Option<u32>) {
+        self.processes.exit(id, time, wait_status, &mut self.cgroups);
+    }
+
+    /// Adds what is new to everyone it belongs to.
+    fn count(&mut self, counters: &Counters) {
+        let Self { ledger, host, host_added, processes, cgroups, devices, .. } = self;
+        ledger.post(counters, |owner, addition| {
+            host.totals.apply(&addition);
+            host_added.apply(&addition);
+            if let Addition::BlockIo(key, _) = &addition {
+                devices.apply(DeviceId(key.device), &addition);
+            }
+            if *owner != Owner::UNATTRIBUTED {
+                processes.apply(owner, &addition);
+                cgroups.apply(CgroupId(owner.cgroup), &addition);
+            }
+        });
+    }
+}
+
+/// Looks through a sample for what the model does not know.
+struct Search<'a> {
+    model: &'a Model,
+    born: HashSet<ProcessId>,
+    made: HashSet<CgroupId>,
+    found: Unknown,
+}
+
+impl Search<'_> {
+    fn moment(&mut self, what: &What) {
+        match what {
+            What::Fork { child, .. } => {
+                self.born.insert(ProcessId::from(child));
+                self.cgroup(child);
+            }
+            What::Exec { owner, .. } | What::Exit { owner, .. } | What::OomVictim { owner, .. } | What::Moved(owner) => {
+                self.owner(owner);
+            }
+            What::AddressSpace(call) => self.owner(&call.owner),
+            What::BlockIo(completion) => {
+                self.owner(&completion.owner);
+                self.device(DeviceId(completion.device));
+            }
+            What::CgroupMade(id, _) | What::CgroupRenamed(id, _) | What::CgroupRemoved(id, _) => {
+                self.made.insert(*id);
+            }
+        }
+    }
+
+    fn counters(&mut self, counters: &Counters) {
+        counters.page_faults.iter().for_each(|(owner, _)| self.owner(owner));
+        counters.address_spaces.iter().for_each(|(owner, _)| self.owner(owner));
+        for (key, _) in &counters.block_io {
+            self.owner(&key.owner);
+            self.device(DeviceId(key.device));
+        }
+    }
+
+    fn owner(&mut self, owner: &Owner) {
+        if *owner == Owner::UNATTRIBUTED {
+            return;
+        }
+        let id = ProcessId::from(owner);
+        if !self.model.processes.contains(id) && self.born.insert(id) {
+            self.found.processes.push(id);
+        }
+        self.cgroup(owner);
+    }
+
+    fn cgroup(&mut self, owner: &Owner) {
+        let id = CgroupId(owner.cgroup);
+        if id.0 != 0 && !self.model.cgroups.contains(id) && self.made.insert(id) {
+            self.found.cgroups.push(id);
+        }
+    }
+
+    fn device(&mut self, id: DeviceId) {
+        if id.0 != 0 && !self.model.devices.contains(id) && !self.found.devices.contains(&id) {
+            self.found.devices.push(id);
+        }
+    }
+}

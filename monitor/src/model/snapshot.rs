@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub tick: Duration,
     /// When counting began.
     pub since: BootTime,
+    /// Whose cgroups everything is charged to: "v1:memory" or "v2".
+    pub hierarchy: &'static str,
     /// The whole machine: all processes, exited ones too, and what could be charged to nobody.
     pub host: Subject,
     /// Live ones, then those that exited lately; each in order of pid.

@@ -1,6 +1,11 @@
 //! What is counted of one subject: three groups that add up, and their rates.
 
-use monitor_common::{address_space, histogram, page_fault};
+use super::ledger::Addition;
+use monitor_common::{
+    address_space,
+    block_io::{Cell, CellKey, NO_BUCKET, operation},
+    histogram, page_fault,
+};
 
 /// Counters of one subject since the agent started. They only grow.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,14 +73,16 @@ pub struct Rates {
 }
 
 impl Totals {
-    /// Adds another subject's.
-    pub fn add(&mut self, other: &Self) {
-        for (mine, theirs) in self.page_fault.iter_mut().zip(other.page_fault) {
-            *mine += theirs;
-        }
-        add_address_space(&mut self.address_space, &other.address_space);
-        if let Some(theirs) = &other.block_io {
-            self.block_io.get_or_insert_default().add(theirs);
+    /// Adds what is new.
+    pub(super) fn apply(&mut self, addition: &Addition) {
+        match addition {
+            Addition::PageFaults(counts) => {
+                for (mine, new) in self.page_fault.iter_mut().zip(counts) {
+                    *mine += new;
+                }
+            }
+            Addition::AddressSpace(totals) => add_address_space(&mut self.address_space, totals),
+            Addition::BlockIo(key, cell) => self.block_io.get_or_insert_default().apply(key, cell),
         }
     }
 
@@ -93,82 +100,82 @@ impl Totals {
     pub fn kernel_faults(&self) -> u64 {
         self.page_fault[page_fault::USER_KINDS..].iter().sum()
     }
-
-    /// The change from `before` to now, per second.
-    pub fn rates(&self, before: &Self, seconds: f64) -> Rates {
-        let per_second = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
-        let a = (&self.address_space, &before.address_space);
-        let empty = BlockIo::default();
-        let io = (self.block_io.as_deref().unwrap_or(&empty), before.block_io.as_deref().unwrap_or(&empty));
-        let op = |o: u16| (io.0.operations[usize::from(o)], io.1.operations[usize::from(o)]);
-        let (read, write) =
-            (op(monitor_common::block_io::operation::READ), op(monitor_common::block_io::operation::WRITE));
-        Rates {
-            page_faults: per_second(
-                self.user_faults() + self.kernel_faults(),
-                before.user_faults() + before.kernel_faults(),
-            ),
-            mapped_bytes: per_second(mapped(a.0), mapped(a.1)),
-            address_space_calls: per_second(calls(a.0), calls(a.1)),
-            read_bytes: per_second(read.0.bytes, read.1.bytes),
-            write_bytes: per_second(write.0.bytes, write.1.bytes),
-            io_ops: per_second(io.0.count(), io.1.count()),
-            io_wait: per_second(io.0.wait_ns(), io.1.wait_ns()) / 1e9,
-        }
-    }
 }
 
 impl Rates {
-    /// Adds another subject's.
-    pub fn add(&mut self, other: &Self) {
-        self.page_faults += other.page_faults;
-        self.mapped_bytes += other.mapped_bytes;
-        self.address_space_calls += other.address_space_calls;
-        self.read_bytes += other.read_bytes;
-        self.write_bytes += other.write_bytes;
-        self.io_ops += other.io_ops;
-        self.io_wait += other.io_wait;
+    /// Adds what is new, not yet divided by time.
+    pub(super) fn apply(&mut self, addition: &Addition) {
+        match addition {
+            Addition::PageFaults(counts) => self.page_faults += counts.iter().sum::<u64>() as f64,
+            Addition::AddressSpace(a) => {
+                let mapped =
+                    a.mapped_anonymous_bytes + a.mapped_file_bytes + a.mremap_grown_bytes + a.heap_grown_bytes;
+                let calls = a.mmap_anonymous_calls + a.mmap_file_calls + a.munmap_calls + a.mremap_calls + a.brk_calls;
+                self.mapped_bytes += mapped as f64;
+                self.address_space_calls += calls as f64;
+            }
+            Addition::BlockIo(key, cell) => {
+                match key.operation {
+                    operation::READ => self.read_bytes += cell.bytes as f64,
+                    operation::WRITE => self.write_bytes += cell.bytes as f64,
+                    _ => {}
+                }
+                self.io_ops += cell.count as f64;
+                self.io_wait += (cell.queue_ns + cell.device_ns) as f64 / 1e9;
+            }
+        }
+    }
+
+    /// Sums over a time, per second of it.
+    pub(super) fn per_second(self, seconds: f64) -> Self {
+        Self {
+            page_faults: self.page_faults / seconds,
+            mapped_bytes: self.mapped_bytes / seconds,
+            address_space_calls: self.address_space_calls / seconds,
+            read_bytes: self.read_bytes / seconds,
+            write_bytes: self.write_bytes / seconds,
+            io_ops: self.io_ops / seconds,
+            io_wait: self.io_wait / seconds,
+        }
     }
 }
 
-fn mapped(a: &address_space::Totals) -> u64 {
-    a.mapped_anonymous_bytes + a.mapped_file_bytes + a.mremap_grown_bytes + a.heap_grown_bytes
-}
-
-fn calls(a: &address_space::Totals) -> u64 {
-    a.mmap_anonymous_calls + a.mmap_file_calls + a.munmap_calls + a.mremap_calls + a.brk_calls
-}
-
-fn add_address_space(mine: &mut address_space::Totals, theirs: &address_space::Totals) {
-    mine.mmap_anonymous_calls += theirs.mmap_anonymous_calls;
-    mine.mmap_file_calls += theirs.mmap_file_calls;
-    mine.mapped_anonymous_bytes += theirs.mapped_anonymous_bytes;
-    mine.mapped_file_bytes += theirs.mapped_file_bytes;
-    mine.munmap_calls += theirs.munmap_calls;
-    mine.unmapped_bytes += theirs.unmapped_bytes;
-    mine.mremap_calls += theirs.mremap_calls;
-    mine.mremap_grown_bytes += theirs.mremap_grown_bytes;
-    mine.mremap_shrunk_bytes += theirs.mremap_shrunk_bytes;
-    mine.brk_calls += theirs.brk_calls;
-    mine.heap_grown_bytes += theirs.heap_grown_bytes;
-    mine.heap_shrunk_bytes += theirs.heap_shrunk_bytes;
-    mine.failed_calls += theirs.failed_calls;
+fn add_address_space(mine: &mut address_space::Totals, new: &address_space::Totals) {
+    mine.mmap_anonymous_calls += new.mmap_anonymous_calls;
+    mine.mmap_file_calls += new.mmap_file_calls;
+    mine.mapped_anonymous_bytes += new.mapped_anonymous_bytes;
+    mine.mapped_file_bytes += new.mapped_file_bytes;
+    mine.munmap_calls += new.munmap_calls;
+    mine.unmapped_bytes += new.unmapped_bytes;
+    mine.mremap_calls += new.mremap_calls;
+    mine.mremap_grown_bytes += new.mremap_grown_bytes;
+    mine.mremap_shrunk_bytes += new.mremap_shrunk_bytes;
+    mine.brk_calls += new.brk_calls;
+    mine.heap_grown_bytes += new.heap_grown_bytes;
+    mine.heap_shrunk_bytes += new.heap_shrunk_bytes;
+    mine.failed_calls += new.failed_calls;
 }
 
 impl BlockIo {
-    /// Adds another subject's.
-    pub fn add(&mut self, other: &Self) {
-        for (mine, theirs) in self.operations.iter_mut().zip(&other.operations) {
-            mine.count += theirs.count;
-            mine.bytes += theirs.bytes;
-            mine.errors += theirs.errors;
-            mine.queue_ns += theirs.queue_ns;
-            mine.device_ns += theirs.device_ns;
+    fn apply(&mut self, key: &CellKey, cell: &Cell) {
+        let operation = usize::from(key.operation).min(self.operations.len() - 1);
+        let mine = &mut self.operations[operation];
+        mine.count += cell.count;
+        mine.bytes += cell.bytes;
+        mine.errors += cell.errors;
+        mine.queue_ns += cell.queue_ns;
+        mine.device_ns += cell.device_ns;
+        if key.queue_bucket == NO_BUCKET || cell.count == 0 {
+            return;
         }
-        self.read_latency.merge(&other.read_latency);
-        self.write_latency.merge(&other.write_latency);
-        self.queue_latency.merge(&other.queue_latency);
-        self.device_latency.merge(&other.device_latency);
+        self.queue_latency.add(key.queue_bucket, cell.count);
+        self.device_latency.add(key.device_bucket, cell.count);
+        let total = histogram::bucket(total_ns(key, cell));
+        match key.operation {
+            operation::READ => self.read_latency.add(total, cell.count),
+            operation::WRITE => self.write_latency.add(total, cell.count),
+            _ => {}
+        }
     }
 
     /// Requests of all operations.
@@ -187,19 +194,22 @@ impl BlockIo {
     }
 }
 
+/// Submission to completion of a cell's requests. They all lie in the same two buckets, so their mean is within a bucket's
+/// width of each of them; where the sums were read while the kernel was adding to them, the buckets' midpoints serve.
+fn total_ns(key: &CellKey, cell: &Cell) -> u64 {
+    let (queue, device) = (key.queue_bucket, key.device_bucket);
+    let lowest = histogram::lower_bound_ns(queue) + histogram::lower_bound_ns(device);
+    let highest = histogram::upper_bound_ns(queue) + histogram::upper_bound_ns(device);
+    let mean = (cell.queue_ns + cell.device_ns) / cell.count.max(1);
+    if (lowest..=highest).contains(&mean) { mean } else { lowest.midpoint(highest) }
+}
+
 impl Histogram {
     /// Counts `count` values in a bucket.
     pub fn add(&mut self, bucket: u16, count: u64) {
         match self.0.binary_search_by_key(&bucket, |&(b, _)| b) {
             Ok(i) => self.0[i].1 += count,
             Err(i) => self.0.insert(i, (bucket, count)),
-        }
-    }
-
-    /// Adds another histogram.
-    pub fn merge(&mut self, other: &Self) {
-        for &(bucket, count) in &other.0 {
-            self.add(bucket, count);
         }
     }
 

@@ -2,70 +2,68 @@
 //!
 //! On a terminal it is drawn over itself; anywhere else block follows block, so that a log keeps all of them.
 
-use super::text::{columns, fit};
+use super::text::fit;
 use crate::{
-    coverage::{Coverage, SourceCoverage, State},
+    coverage::{SourceCoverage, State},
     model::{
-        snapshot::{Cgroup, Snapshot, Subject, Tree},
+        snapshot::{Snapshot, Subject},
         totals::Rates,
     },
     source::Source,
     units::{human_bytes, human_count, human_duration},
 };
 use std::{
-    fmt::Write as _,
     io::{self, IsTerminal as _, Write as _},
-    path::{Path, PathBuf},
+    path::Path,
+    time::SystemTime,
 };
 
 /// Width where there is no terminal.
 const PLAIN_WIDTH: usize = 120;
 /// Rows of each table where there is room.
 const ROWS: usize = 5;
-/// Lines of a block that are no table's rows: two at the head, a title and a gap for each of four tables, two at the foot.
-const OTHER_LINES: usize = 2 + 4 * 2 + 2;
+/// Tables of a block.
+const TABLES: usize = 4;
+/// Lines of a block that are no table's rows: one at the head, a gap and a title for each table, a gap and two at the foot.
+const OTHER_LINES: usize = 1 + 2 * TABLES + 3;
 
 /// Shows snapshots on standard output.
 #[derive(Debug)]
 pub struct Console {
     terminal: bool,
     colour: bool,
-    /// How to ask for more.
     hint: String,
     drawn: bool,
 }
 
 impl Console {
-    /// A console for an agent whose socket is there.
+    /// A console of an agent that answers at this socket.
     pub fn new(socket: &Path) -> Self {
         let terminal = io::stdout().is_terminal();
-        let colour = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-        Self { terminal, colour, hint: hint(socket), drawn: false }
+        Self { terminal, colour: terminal && super::wants_colour(), hint: hint(socket), drawn: false }
     }
 
-    /// Says where the socket is and how to ask it. Errors are those of standard output.
-    pub fn welcome(&self, socket: &Path) -> io::Result<()> {
+    /// Says where the socket is and how to ask it. An error says that nobody reads.
+    pub fn welcome(&self) -> io::Result<()> {
         let mut out = io::stdout().lock();
-        writeln!(out, "monitor {}: socket {}", env!("CARGO_PKG_VERSION"), socket.display())?;
-        writeln!(out, "ask it: {}", self.hint)?;
+        writeln!(out, "monitor {} answers at its socket: {}", env!("CARGO_PKG_VERSION"), self.hint)?;
         out.flush()
     }
 
     /// Shows a snapshot. An error, as of a closed pipe, says that nobody reads any more.
     pub fn show(&mut self, snapshot: &Snapshot) -> io::Result<()> {
-        let size = self.terminal.then(terminal_size::terminal_size).flatten();
+        let size = if self.terminal { terminal_size::terminal_size() } else { None };
         let (width, height) = size.map_or((PLAIN_WIDTH, None), |(w, h)| (usize::from(w.0), Some(usize::from(h.0))));
-        let block = render(snapshot, width, height.map(|height| height.saturating_sub(2)), ROWS);
+        let frame = if self.terminal { self.redrawn(snapshot, width, height) } else { appended(snapshot, width) };
         let mut out = io::stdout().lock();
-        out.write_all(self.frame(&block, width, height).as_bytes())?;
+        out.write_all(frame.as_bytes())?;
         out.flush()
     }
 
-    /// A block with what places it on the terminal, or after the block before.
-    fn frame(&mut self, block: &str, width: usize, height: Option<usize>) -> String {
-        if !self.terminal {
-            return format!("\n{block}");
-        }
+    /// What draws a block over the one before.
+    fn redrawn(&mut self, snapshot: &Snapshot, width: usize, height: Option<usize>) -> String {
+        let mut lines = block(snapshot, width, height.map(|height| height.saturating_sub(1)), ROWS);
+        lines.push(Line::plain(fit(&self.hint, width)));
         let mut frame = String::new();
         if !self.drawn {
             // Pushes what was said at the start into the scroll-back instead of overwriting it.
@@ -73,14 +71,313 @@ impl Console {
             self.drawn = true;
         }
         frame.push_str("\x1b[H");
-        for line in block.lines().chain(["", &fit(&self.hint, width)]) {
-            let bold = self.colour && line.ends_with(TITLE_END);
-            let _ = if bold { write!(frame, "\x1b[1m{line}\x1b[0m") } else { write!(frame, "{line}") };
-            frame.push_str("\x1b[K\r\n");
-        }
         // No line end after the last line: on a full screen it would scroll.
-        frame.truncate(frame.len() - 2);
+        let lines: Vec<_> = lines.iter().map(|line| line.drawn(self.colour)).collect();
+        frame.push_str(&lines.join("\n"));
         frame.push_str("\x1b[J");
         frame
+    }
+}
+
+/// The block as plain text: at most `width` columns and `height` lines, with the `top` rows of each table.
+pub fn render(snapshot: &Snapshot, width: usize, height: Option<usize>, top: usize) -> String {
+    block(snapshot, width, height, top).into_iter().map(|line| line.text + "\n").collect()
+}
+
+/// What appends a block to a log.
+fn appended(snapshot: &Snapshot, width: usize) -> String {
+    let time = humantime::format_rfc3339_seconds(SystemTime::now());
+    format!("\n{time}  {}", render(snapshot, width, None, ROWS))
+}
+
+/// How to ask for more.
+fn hint(socket: &Path) -> String {
+    format!("curl --unix-socket {} http://localhost/v1/trees", socket.display())
+}
+
+/// A line of the block.
+struct Line {
+    title: bool,
+    text: String,
+}
+
+impl Line {
+    const fn plain(text: String) -> Self {
+        Self { title: false, text }
+    }
+
+    /// The line with what clears the rest of the terminal's line.
+    fn drawn(&self, colour: bool) -> String {
+        let Self { title, text } = self;
+        if *title && colour { format!("\x1b[1m{text}\x1b[0m\x1b[K") } else { format!("{text}\x1b[K") }
+    }
+}
+
+fn block(snapshot: &Snapshot, width: usize, height: Option<usize>, top: usize) -> Vec<Line> {
+    let room = height.map_or(usize::MAX, |height| height.saturating_sub(OTHER_LINES) / TABLES);
+    let rows = top.min(room);
+    let mut lines = vec![Line { title: true, text: fit(&head(snapshot), width) }];
+    for table in &TABLE {
+        lines.push(Line::plain(String::new()));
+        lines.extend(table.lines(snapshot, width, rows));
+    }
+    lines.push(Line::plain(String::new()));
+    lines.push(Line::plain(fit(&sources(snapshot), width)));
+    lines.push(Line::plain(fit(&cost(snapshot), width)));
+    lines.truncate(height.unwrap_or(usize::MAX));
+    lines
+}
+
+/// The whole machine in one line.
+fn head(snapshot: &Snapshot) -> String {
+    let (rates, up) = (&snapshot.host.rates, human_duration(snapshot.time.since(snapshot.since)));
+    let value = |quantity: &Quantity| {
+        if snapshot.coverage.is_live(quantity.source) { (quantity.show)(rates) } else { UNKNOWN.to_owned() }
+    };
+    format!(
+        "monitor {}  up {up}  page faults {}/s  mapped {}/s  read {}/s  written {}/s  disk wait {}/s",
+        env!("CARGO_PKG_VERSION"),
+        value(&FAULTS),
+        value(&MAPPED),
+        value(&READ),
+        value(&WRITTEN),
+        value(&DISK_WAIT),
+    )
+}
+
+/// Stands where a source does not count.
+const UNKNOWN: &str = "-";
+
+/// Something that is shown per second.
+struct Quantity {
+    /// Over its column.
+    title: &'static str,
+    source: Source,
+    read: fn(&Rates) -> f64,
+    show: fn(&Rates) -> String,
+    /// Terminals narrower than this do without its column.
+    from_width: usize,
+}
+
+static FAULTS: Quantity = Quantity {
+    title: "FAULTS/s",
+    source: Source::PageFault,
+    read: |r| r.page_faults,
+    show: |r| human_count(r.page_faults),
+    from_width: 0,
+};
+static MAPPED: Quantity = Quantity {
+    title: "MAPPED/s",
+    source: Source::AddressSpace,
+    read: |r| r.mapped_bytes,
+    show: |r| human_bytes(r.mapped_bytes),
+    from_width: 0,
+};
+static READ: Quantity = Quantity {
+    title: "READ/s",
+    source: Source::BlockIo,
+    read: |r| r.read_bytes,
+    show: |r| human_bytes(r.read_bytes),
+    from_width: 100,
+};
+static WRITTEN: Quantity = Quantity {
+    title: "WRITTEN/s",
+    source: Source::BlockIo,
+    read: |r| r.write_bytes,
+    show: |r| human_bytes(r.write_bytes),
+    from_width: 100,
+};
+static DISK_WAIT: Quantity = Quantity {
+    title: "DISK WAIT/s",
+    source: Source::BlockIo,
+    read: |r| r.io_wait,
+    show: |r| human_wait(r.io_wait),
+    from_width: 0,
+};
+
+/// The columns of every table, after the process id or the number of processes and before the name.
+static COLUMNS: [&Quantity; 5] = [&FAULTS, &MAPPED, &READ, &WRITTEN, &DISK_WAIT];
+/// Width of a quantity's column: "1023.9 MiB" and a gap.
+const COLUMN_WIDTH: usize = 12;
+/// Width of the first column.
+const FIRST_WIDTH: usize = 9;
+
+/// The top of one list by one quantity.
+struct Table {
+    title: &'static str,
+    first: &'static str,
+    by: &'static Quantity,
+    rows: fn(&Snapshot) -> Vec<Row<'_>>,
+}
+
+struct Row<'a> {
+    /// Shown in the first column.
+    first: u32,
+    name: &'a str,
+    subject: &'a Subject,
+}
+
+static TABLE: [Table; TABLES] = [
+    Table { title: "TREES by page faults", first: "PID", by: &FAULTS, rows: trees },
+    Table { title: "TREES by memory mapped", first: "PID", by: &MAPPED, rows: trees },
+    Table { title: "TREES by disk wait", first: "PID", by: &DISK_WAIT, rows: trees },
+    Table { title: "CGROUPS by page faults", first: "PROCESSES", by: &FAULTS, rows: cgroups },
+];
+
+fn trees(snapshot: &Snapshot) -> Vec<Row<'_>> {
+    let row = |tree| {
+        let &crate::model::snapshot::Tree { root, ref command, ref command_line, ref subject, .. } = tree;
+        Row { first: root.tgid.0, name: if command_line.is_empty() { command } else { command_line }, subject }
+    };
+    snapshot.trees.iter().map(|tree| row(&**tree)).collect()
+}
+
+/// All but the root, which is the head's line again.
+fn cgroups(snapshot: &Snapshot) -> Vec<Row<'_>> {
+    let below = snapshot.cgroups.iter().filter(|cgroup| &*cgroup.path != "/");
+    below.map(|cgroup| Row { first: cgroup.running, name: &cgroup.path, subject: &cgroup.subject }).collect()
+}
+
+impl Table {
+    fn lines(&self, snapshot: &Snapshot, width: usize, top: usize) -> Vec<Line> {
+        let columns: Vec<_> = COLUMNS.iter().filter(|column| width >= column.from_width).collect();
+        let mut title = format!("{:>FIRST_WIDTH$}", self.first);
+        for column in &columns {
+            title += &format!("{:>COLUMN_WIDTH$}", column.title);
+        }
+        let mut lines = vec![Line { title: true, text: fit(&format!("{title}  {}", self.title), width) }];
+        let rows = self.top(snapshot, top);
+        if rows.is_empty() && top > 0 {
+            let live = snapshot.coverage.is_live(self.by.source);
+            let why = if live { "none".to_owned() } else { format!("not known: {} does not count", self.by.source) };
+            lines.push(Line::plain(fit(&format!("{why:>FIRST_WIDTH$}"), width)));
+        }
+        for Row { first, name, subject } in rows {
+            let mut text = format!("{first:>FIRST_WIDTH$}");
+            for column in &columns {
+                let live = snapshot.coverage.is_live(column.source);
+                let value = if live { (column.show)(&subject.rates) } else { UNKNOWN.to_owned() };
+                text += &format!("{value:>COLUMN_WIDTH$}");
+            }
+            lines.push(Line::plain(fit(&format!("{text}  {name}"), width)));
+        }
+        lines
+    }
+
+    /// The rows with most of the quantity, and none without any.
+    fn top<'a>(&self, snapshot: &'a Snapshot, top: usize) -> Vec<Row<'a>> {
+        let value = |row: &Row<'_>| (self.by.read)(&row.subject.rates);
+        let mut rows = if snapshot.coverage.is_live(self.by.source) { (self.rows)(snapshot) } else { Vec::new() };
+        rows.retain(|row| value(row) > 0.0);
+        rows.sort_by(|a, b| value(b).total_cmp(&value(a)));
+        rows.truncate(top);
+        rows
+    }
+}
+
+/// Each source in a few words.
+fn sources(snapshot: &Snapshot) -> String {
+    let sources: Vec<_> = snapshot.coverage.0.iter().map(source).collect();
+    format!("sources  {}", sources.join(" · "))
+}
+
+fn source(source: &SourceCoverage) -> String {
+    let name = source.source;
+    match source.state {
+        State::Live if source.lost_total > 0 => format!("{name} has lost {}", source.lost_total),
+        State::Live => format!("{name} by {}", source.rung.unwrap_or_default()),
+        State::Unavailable => format!("{name} UNAVAILABLE (see monitor doctor)"),
+        State::Disabled => format!("{name} switched off"),
+    }
+}
+
+fn cost(snapshot: &Snapshot) -> String {
+    let cost = &snapshot.cost;
+    let seconds = snapshot.time.since(snapshot.since).as_secs_f64();
+    let percent = if seconds > 0.0 { 100.0 * cost.cpu_seconds_total / seconds } else { 0.0 };
+    let (resident, maps) = (human_bytes(cost.resident_bytes as f64), human_bytes(cost.map_bytes as f64));
+    format!("agent    {percent:.2} % of one CPU, {resident} resident, {maps} of maps")
+}
+
+/// Time that all requests together waited in each second.
+fn human_wait(seconds: f64) -> String {
+    match seconds {
+        s if s >= 0.9995 => format!("{s:.1} s"),
+        s if s >= 0.000_999_5 => format!("{:.0} ms", s * 1e3),
+        s => format!("{:.0} us", s * 1e6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::text::columns, *};
+    use crate::serve::fixtures;
+    use std::sync::Arc;
+
+    #[test]
+    fn it_shows_who_faults_maps_and_waits() {
+        let text = render(&fixtures::snapshot(), 110, None, 5);
+        let expected = "\
+monitor 0.1.0  up 1m 12s  page faults 605/s  mapped -/s  read 8.0 KiB/s  written 0 B/s  disk wait 250 ms/s
+
+      PID    FAULTS/s    MAPPED/s      READ/s   WRITTEN/s DISK WAIT/s  TREES by page faults
+       20         500           -     8.0 KiB         0 B      250 ms  fio
+       10         105           -     8.0 KiB         0 B      250 ms  python3 train.py --epochs 3
+
+      PID    FAULTS/s    MAPPED/s      READ/s   WRITTEN/s DISK WAIT/s  TREES by memory mapped
+not known: address_space does not count
+
+      PID    FAULTS/s    MAPPED/s      READ/s   WRITTEN/s DISK WAIT/s  TREES by disk wait
+       10         105           -     8.0 KiB         0 B      250 ms  python3 train.py --epochs 3
+       20         500           -     8.0 KiB         0 B      250 ms  fio
+
+PROCESSES    FAULTS/s    MAPPED/s      READ/s   WRITTEN/s DISK WAIT/s  CGROUPS by page faults
+        3         605           -     8.0 KiB         0 B      250 ms  /work
+        3         105           -     8.0 KiB         0 B      250 ms  /work/a
+
+sources  lifecycle has lost 3 · page_fault by tp_btf · address_space UNAVAILABLE (see monitor doctor) · block…
+agent    0.50 % of one CPU, 6.0 MiB resident, 4.0 MiB of maps
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn it_keeps_to_any_terminal() {
+        let mut snapshot = fixtures::snapshot();
+        let mut tree = (*snapshot.trees[0]).clone();
+        tree.command_line = format!("evil\x1b[2J\n{}", "long 名 ".repeat(50));
+        snapshot.trees[0] = Arc::new(tree);
+        for width in [1, 20, 60, 80, 100, 200] {
+            for height in [1, 10, 15, 24, 60] {
+                let text = render(&snapshot, width, Some(height), 5);
+                assert!(text.lines().count() <= height, "{width}x{height}");
+                assert!(text.lines().all(|line| columns(line) <= width), "{width}x{height}");
+                assert!(!text.contains('\x1b'));
+            }
+        }
+    }
+
+    #[test]
+    fn a_terminal_is_drawn_over_and_never_scrolled() {
+        let mut console = Console { terminal: true, colour: true, hint: hint(Path::new("/run/m.sock")), drawn: false };
+        let first = console.redrawn(&fixtures::snapshot(), 100, Some(24));
+        assert!(first.starts_with(&"\n".repeat(24)) && first.contains("\x1b[1mmonitor"), "{first:?}");
+        let second = console.redrawn(&fixtures::snapshot(), 100, Some(24));
+        assert!(second.starts_with("\x1b[H") && second.ends_with("/v1/trees\x1b[K\x1b[J"), "{second:?}");
+        assert!(second.matches('\n').count() < 24);
+    }
+
+    #[test]
+    fn elsewhere_a_block_begins_with_the_time() {
+        let text = appended(&fixtures::snapshot(), 100);
+        assert!(text.lines().nth(1).unwrap().contains("Z  monitor"), "{text}");
+    }
+
+    #[test]
+    fn waiting_is_told_in_a_fitting_unit() {
+        assert_eq!(human_wait(0.0), "0 us");
+        assert_eq!(human_wait(0.000_2), "200 us");
+        assert_eq!(human_wait(0.25), "250 ms");
+        assert_eq!(human_wait(0.9996), "1.0 s");
     }
 }

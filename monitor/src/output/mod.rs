@@ -3,3 +3,8 @@
 pub mod console;
 pub mod json;
 mod text;
+
+/// Whether the user has not asked for output without colours (<https://no-color.org>).
+pub(crate) fn wants_colour() -> bool {
+    std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}

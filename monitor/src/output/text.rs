@@ -31,7 +31,7 @@ const fn columns_of(letter: char) -> usize {
     if (letter as u32) < 0x1100 || matches!(letter, '\u{2010}'..='\u{2027}' | '\u{2190}'..='\u{21ff}') { 1 } else { 2 }
 }
 
-const fn harmless(letter: char) -> char {
+fn harmless(letter: char) -> char {
     match letter {
         // Controls of direction and of width, and the byte-order mark.
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => '?',

@@ -71,7 +71,7 @@ fn peer_groups(socket: &impl AsRawFd) -> io::Result<Vec<u32>> {
 
 /// Reads a socket option made of `T`s and returns how many there are.
 fn option<T: Copy>(socket: &impl AsRawFd, name: libc::c_int, values: &mut [T]) -> io::Result<usize> {
-    let mut bytes = mem::size_of_val(values) as libc::socklen_t;
+    let mut bytes = size_of_val(values) as libc::socklen_t;
     // SAFETY: the kernel writes at most `bytes` bytes to `values`, which are that long; every caller's `T` is made of
     // plain integers, valid whatever is written.
     let result = unsafe {
@@ -91,9 +91,8 @@ pub(super) fn group_id(group: &str) -> io::Result<Option<u32>> {
     // SAFETY: all-zero bytes are a valid `group`: null pointers and a number.
     let mut entry: libc::group = unsafe { mem::zeroed() };
     // SAFETY: the name ends in a NUL; `entry`, `buffer` (of the length given) and `found` outlive the call.
-    let error = unsafe {
-        libc::getgrnam_r(name.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found)
-    };
+    let error =
+        unsafe { libc::getgrnam_r(name.as_ptr(), &raw mut entry, buffer.as_mut_ptr(), buffer.len(), &raw mut found) };
     match error {
         // Some name services report an unknown name as an error (getgrnam_r(3)).
         0 | libc::ENOENT | libc::ESRCH => Ok((!found.is_null()).then_some(entry.gr_gid)),

@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use futures_util::{StreamExt as _, stream};
-use std::{future::Future, sync::Arc};
+use std::sync::Arc;
 use tokio::sync::{
     broadcast::{self, error::RecvError},
     watch,
@@ -36,9 +36,9 @@ pub(super) fn followed(events: &EventLog, shutdown: watch::Receiver<bool>) -> Re
 }
 
 /// Waits until the agent ends.
-pub(super) fn ended(shutdown: &mut watch::Receiver<bool>) -> impl Future<Output = ()> {
+pub(super) async fn ended(shutdown: &mut watch::Receiver<bool>) {
     // An error says that the sender has gone: the agent has ended.
-    async { drop(shutdown.wait_for(|&ended| ended).await) }
+    drop(shutdown.wait_for(|&ended| ended).await);
 }
 
 async fn next(later: &mut broadcast::Receiver<Arc<Event>>) -> Option<Line> {

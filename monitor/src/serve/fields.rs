@@ -30,6 +30,11 @@ pub(super) enum Number {
     Rate(f64),
 }
 
+/// A number's name, and how it is read.
+pub(super) type Named<T> = (&'static str, fn(&T) -> Number);
+/// A distribution's name, and how it is read.
+type Latency = (&'static str, fn(&BlockIo) -> &Histogram);
+
 /// Counters that one source fills.
 pub(super) struct Group {
     /// The field that holds them.
@@ -37,9 +42,9 @@ pub(super) struct Group {
     /// Which source counts them.
     pub(super) source: Source,
     /// The numbers.
-    pub(super) numbers: &'static [(&'static str, fn(&Subject) -> Number)],
+    pub(super) numbers: &'static [Named<Subject>],
     /// The distributions.
-    pub(super) latencies: &'static [(&'static str, fn(&BlockIo) -> &Histogram)],
+    pub(super) latencies: &'static [Latency],
 }
 
 /// Page faults.
@@ -110,9 +115,7 @@ pub(super) static BLOCK_IO: Group = Group {
         ("discard_bytes_total", |s| operation(s, DISCARD, |o| o.bytes)),
         ("other_ops_total", |s| operation(s, OTHER, |o| o.count)),
         ("errors_total", |s| Number::Count(s.totals.block_io.as_deref().map_or(0, BlockIo::errors))),
-        ("wait_seconds_total", |s| {
-            Number::Real(s.totals.block_io.as_deref().map_or(0, BlockIo::wait_ns) as f64 / 1e9)
-        }),
+        ("wait_seconds_total", |s| Number::Real(s.totals.block_io.as_deref().map_or(0, BlockIo::wait_ns) as f64 / 1e9)),
         ("read_bytes_per_second", |s| Number::Rate(s.rates.read_bytes)),
         ("write_bytes_per_second", |s| Number::Rate(s.rates.write_bytes)),
         ("ops_per_second", |s| Number::Rate(s.rates.io_ops)),
@@ -127,7 +130,7 @@ pub(super) static BLOCK_IO: Group = Group {
 };
 
 /// The numbers of a distribution; quantiles of nothing are not known.
-static LATENCY: [(&str, fn(&Histogram) -> Number); 5] = [
+static LATENCY: [Named<Histogram>; 5] = [
     ("count", |h| Number::Count(h.count())),
     ("p50_ns", |h| h.quantile_ns(0.5).into()),
     ("p90_ns", |h| h.quantile_ns(0.9).into()),
@@ -159,8 +162,9 @@ pub(super) enum Field {
 impl Group {
     /// All its numbers with their full names.
     pub(super) fn fields(&'static self) -> impl Iterator<Item = (String, Field)> {
-        let plain = self.numbers.iter().map(|&(name, read)| (format!("{}.{name}", self.name), Field::Plain(self, read)));
-        let latencies = self.latencies.iter().flat_map(|&(latency, histogram)| {
+        let plain =
+            self.numbers.iter().map(move |&(name, read)| (format!("{}.{name}", self.name), Field::Plain(self, read)));
+        let latencies = self.latencies.iter().flat_map(move |&(latency, histogram)| {
             LATENCY.iter().map(move |&(name, read)| {
                 (format!("{}.{latency}.{name}", self.name), Field::Latency(self, histogram, read))
             })
@@ -267,7 +271,9 @@ impl Serialize for LatencyView<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let GroupView { group, subject, context } = self.group;
         serializer.collect_map(
-            LATENCY.iter().map(|&(name, read)| (name, Field::Latency(group, self.histogram, read).read(subject, context))),
+            LATENCY
+                .iter()
+                .map(|&(name, read)| (name, Field::Latency(group, self.histogram, read).read(subject, context))),
         )
     }
 }

@@ -131,7 +131,11 @@ fn coverage() -> Coverage {
     };
     let refused = vec![Refusal { rung: "fentry", reason: "this kernel has no BTF".to_owned() }];
     Coverage(vec![
-        SourceCoverage { lost_total: 3, lost: Loss { ring_full: 3, ..Loss::default() }, ..live(Source::Lifecycle, "tp_btf") },
+        SourceCoverage {
+            lost_total: 3,
+            lost: Loss { ring_full: 3, ..Loss::default() },
+            ..live(Source::Lifecycle, "tp_btf")
+        },
         live(Source::PageFault, "tp_btf"),
         SourceCoverage { state: State::Unavailable, rung: None, refused, ..live(Source::AddressSpace, "") },
         live(Source::BlockIo, "tp_btf"),

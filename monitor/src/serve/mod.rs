@@ -14,6 +14,8 @@ mod routes;
 mod select;
 mod server;
 mod socket;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use server::{State, serve};

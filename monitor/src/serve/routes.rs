@@ -125,7 +125,6 @@ async fn nowhere(uri: Uri) -> Problem {
 }
 
 async fn not_allowed(method: Method, uri: Uri) -> Response {
-    let problem =
-        Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} takes GET, not {method}", uri.path()));
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} takes GET, not {method}", uri.path()));
     ([(header::ALLOW, "GET, HEAD")], problem).into_response()
 }

@@ -180,7 +180,8 @@ fn is_within(path: &str, top: &str) -> bool {
 }
 
 fn refuse_repeated(parameters: &Parameters) -> Result<(), Problem> {
-    let repeated = parameters.iter().enumerate().find(|(at, (name, _))| parameters[..*at].iter().any(|(n, _)| n == name));
+    let repeated =
+        parameters.iter().enumerate().find(|(at, (name, _))| parameters[..*at].iter().any(|(n, _)| n == name));
     repeated.map_or(Ok(()), |(_, (name, _))| Err(Problem::query(format!("{name} is given twice"))))
 }
 

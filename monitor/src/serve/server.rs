@@ -17,13 +17,15 @@ use hyper_util::{
 use std::{io, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::UnixStream,
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
 
-/// Connections at once; further ones are told so and closed.
+/// Connections at once.
 const CONNECTIONS: usize = 64;
+/// Further ones that are told so at once; those beyond are closed without a word.
+const REFUSALS: usize = 16;
 /// A client must have sent a request's head this long after it connected, or after the answer before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long answers may take to end once the agent ends.
@@ -53,25 +55,26 @@ pub async fn serve(listener: Listener, state: State, shutdown: watch::Receiver<b
     run(listener, shared, shutdown).await;
 }
 
-async fn run(listener: Listener, shared: Shared, mut shutdown: watch::Receiver<bool>) {
+pub(super) async fn run(listener: Listener, shared: Shared, mut shutdown: watch::Receiver<bool>) {
     let router = routes::router(shared);
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let (places, refusals) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(REFUSALS)));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = ended(&mut shutdown) => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.socket.accept() => match accepted {
-                Ok((stream, _)) => match Arc::clone(&places).try_acquire_owned() {
-                    Ok(place) => {
-                        let connection = connection(stream, router.clone(), listener.access, shutdown.clone());
-                        connections.spawn(async move {
-                            connection.await;
-                            drop(place);
-                        });
+                Ok((stream, _)) => {
+                    let admitted = admit(&stream, listener.access);
+                    let (place, admitted) = match Arc::clone(&places).try_acquire_owned() {
+                        Ok(place) => (Ok(place), admitted),
+                        Err(_) => (Arc::clone(&refusals).try_acquire_owned(), admitted.and(Err(crowded()))),
+                    };
+                    if let Ok(place) = place {
+                        let router = admitted.map(|()| router.clone());
+                        connections.spawn(connection(stream, router, place, shutdown.clone()));
                     }
-                    Err(_) => turn_away(&stream),
-                },
+                }
                 Err(error) => pause(&error).await,
             },
         }
@@ -84,15 +87,19 @@ async fn run(listener: Listener, shared: Shared, mut shutdown: watch::Receiver<b
     }
 }
 
-/// Serves one client's requests.
-async fn connection(stream: UnixStream, router: Router, access: Access, mut shutdown: watch::Receiver<bool>) {
-    let router = match admit(&stream, access) {
-        Ok(()) => router,
-        Err(problem) => Router::new().fallback(move || async move { problem.clone() }),
-    };
+/// Serves one client's requests, or tells it once why not.
+async fn connection(
+    stream: UnixStream,
+    router: Result<Router, Problem>,
+    _place: OwnedSemaphorePermit,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let is_served = router.is_ok();
+    let router = router.unwrap_or_else(|problem| Router::new().fallback(|| async { problem }));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
+        .keep_alive(is_served)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut serving = pin!(serving);
     let result = tokio::select! {
@@ -120,20 +127,10 @@ fn admit(stream: &UnixStream, access: Access) -> Result<(), Problem> {
     }
 }
 
-/// Tells a client that there is no place for it, without waiting for it.
-fn turn_away(stream: &UnixStream) {
-    let problem = Problem::new(
-        StatusCode::SERVICE_UNAVAILABLE,
-        format!("{CONNECTIONS} connections are open already: close one, or try again"),
-    );
-    let body = problem.json();
-    let answer = format!(
-        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
-         connection: close\r\nretry-after: 1\r\n\r\n{body}",
-        body.len()
-    );
-    // It fits a new socket's buffer; where it does not, the client sees a closed connection, which is true as well.
-    let _ = stream.try_write(answer.as_bytes());
+/// Why a client is turned away that may read.
+fn crowded() -> Problem {
+    let detail = format!("{CONNECTIONS} connections are open already: close one, or try again");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
 }
 
 async fn pause(error: &io::Error) {

@@ -2,7 +2,7 @@
 //!
 //! Views borrow from the snapshot and are written straight into the answer.
 
-use super::fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Number, PAGE_FAULTS};
+use super::fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS};
 use crate::{
     coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
     ids::{CgroupId, Tgid},
@@ -45,15 +45,12 @@ impl Context {
     }
 }
 
-/// A number of an item itself: its name, and how it is read.
-pub(super) type OwnNumber<T> = (&'static str, fn(&T) -> Number);
-
 /// A kind of item that comes in lists.
 pub(super) trait Listed: Send + Sync + Sized + 'static {
     /// The field that holds the list.
     const NAME: &'static str;
     /// The item's own numbers, besides its groups'.
-    const NUMBERS: &'static [OwnNumber<Self>];
+    const NUMBERS: &'static [Named<Self>];
     /// Its groups of counters.
     const GROUPS: &'static [&'static Group];
 
@@ -93,7 +90,7 @@ struct ProcessView<'a> {
 
 impl Listed for Process {
     const NAME: &'static str = "processes";
-    const NUMBERS: &'static [OwnNumber<Self>] = &[
+    const NUMBERS: &'static [Named<Self>] = &[
         ("pid", |p| Number::Count(p.id.tgid.0.into())),
         ("parent_pid", |p| p.parent.map(|parent| parent.0.into()).into()),
         ("start_time_ns", |p| Number::Count(p.id.start_ns)),
@@ -168,7 +165,7 @@ struct TreeView<'a> {
 
 impl Listed for Tree {
     const NAME: &'static str = "trees";
-    const NUMBERS: &'static [OwnNumber<Self>] = &[
+    const NUMBERS: &'static [Named<Self>] = &[
         ("pid", |t| Number::Count(t.root.tgid.0.into())),
         ("start_time_ns", |t| Number::Count(t.root.start_ns)),
         ("cgroup_id", |t| known_id(t.cgroup).map(|id| id.0).into()),
@@ -214,10 +211,8 @@ struct CgroupView<'a> {
 
 impl Listed for Cgroup {
     const NAME: &'static str = "cgroups";
-    const NUMBERS: &'static [OwnNumber<Self>] = &[
-        ("id", |c| known_id(c.id).map(|id| id.0).into()),
-        ("processes_running", |c| Number::Count(c.running.into())),
-    ];
+    const NUMBERS: &'static [Named<Self>] =
+        &[("id", |c| known_id(c.id).map(|id| id.0).into()), ("processes_running", |c| Number::Count(c.running.into()))];
     const GROUPS: &'static [&'static Group] = ALL_GROUPS;
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
@@ -251,7 +246,7 @@ struct BlockDeviceView<'a> {
 
 impl Listed for BlockDevice {
     const NAME: &'static str = "block_devices";
-    const NUMBERS: &'static [OwnNumber<Self>] = &[];
+    const NUMBERS: &'static [Named<Self>] = &[];
     const GROUPS: &'static [&'static Group] = &[&BLOCK_IO];
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {

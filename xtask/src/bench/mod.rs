@@ -1,1 +1,42 @@
-pub(crate) type X=();
+//! `cargo xtask bench`: what the agent costs, against the limits it promises. One file per benchmark; `agent_process`
+//! starts and stops the agent for those that need one, `crowd` the processes it watches, `statistics` judges, `table`
+//! prints.
+
+mod agent;
+mod agent_process;
+mod crowd;
+mod probes;
+mod scratch;
+mod slowdown;
+mod statistics;
+mod table;
+
+use crate::{process, workspace};
+use anyhow::{Result, bail};
+
+pub(crate) use crowd::sleep_and_work;
+
+/// The benchmarks. Each fails when a limit is broken, and all need root.
+#[derive(clap::Subcommand)]
+pub(crate) enum Benchmark {
+    /// Mean nanoseconds per event of each kernel program, next to an empty one on the same hook
+    Probes(probes::Options),
+    /// What redis, PostgreSQL, a Python loop and a compiler lose while the agent runs at defaults
+    Slowdown(slowdown::Options),
+    /// The agent's own memory, map memory and CPU time at defaults, with many processes around it
+    Agent(agent::Options),
+}
+
+pub(crate) fn run(benchmark: &Benchmark) -> Result<()> {
+    workspace::require_supported_machine()?;
+    if !process::is_root() {
+        bail!(
+            "the benchmarks load kernel programs: run them as root, for example `sudo env PATH=\"$PATH\" cargo xtask bench …`"
+        );
+    }
+    match benchmark {
+        Benchmark::Probes(options) => probes::run(options),
+        Benchmark::Slowdown(options) => slowdown::run(options),
+        Benchmark::Agent(options) => agent::run(options),
+    }
+}

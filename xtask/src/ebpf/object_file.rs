@@ -15,10 +15,23 @@ pub(crate) fn without_debug_information(bytes: &[u8]) -> Result<Vec<u8>> {
         section.delete = name.starts_with(".debug_") || name.starts_with(".rel.debug_");
     }
     builder.delete_orphans();
+    add_section_names(&mut builder);
     builder.set_section_sizes();
     let mut stripped = Vec::new();
     builder.write(&mut stripped).context("write the object")?;
     Ok(stripped)
+}
+
+/// LLVM keeps the names of sections among those of symbols; the writer wants a section of their own for them.
+fn add_section_names(builder: &mut elf::Builder<'_>) {
+    if builder.sections.iter().any(|section| matches!(section.data, elf::SectionData::SectionString)) {
+        return;
+    }
+    let section = builder.sections.add();
+    section.name = b".shstrtab".as_slice().into();
+    section.sh_type = object::elf::SHT_STRTAB;
+    section.sh_addralign = 1;
+    section.data = elf::SectionData::SectionString;
 }
 
 /// How two objects differ, a line for each part: programs, their instructions, maps, BTF. Empty when they hold the same.

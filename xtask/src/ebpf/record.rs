@@ -14,8 +14,7 @@ use std::{
 /// Its name.
 pub(crate) const FILE: &str = "toolchain.toml";
 
-const HEADER: &str =
-    "# What built the objects beside this file, and their SHA-256. Written by `cargo xtask ebpf`, read by `--check`.\n\n";
+const HEADER: &str = "# What built the objects beside this file, and their SHA-256. Written by `cargo xtask ebpf`, read by `--check`.\n\n";
 
 /// What built the committed objects.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -53,7 +52,9 @@ impl Record {
     pub(crate) fn read(directory: &Path) -> Result<Option<Self>> {
         let file = directory.join(FILE);
         match fs::read_to_string(&file) {
-            Ok(text) => toml::from_str(&text).map(Some).with_context(|| format!("cannot understand {}", file.display())),
+            Ok(text) => {
+                toml::from_str(&text).map(Some).with_context(|| format!("cannot understand {}", file.display()))
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
         }

@@ -135,7 +135,8 @@ impl Compiler {
 }
 
 fn rustup_directories() -> Vec<PathBuf> {
-    let home = std::env::var_os("RUSTUP_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".rustup")));
+    let home =
+        std::env::var_os("RUSTUP_HOME").map(PathBuf::from).or_else(|| Some(std::env::home_dir()?.join(".rustup")));
     let toolchains = home.map(|home| home.join("toolchains"));
     let entries = toolchains.and_then(|toolchains| fs::read_dir(toolchains).ok()).into_iter().flatten();
     let mut directories: Vec<_> = entries.flatten().map(|entry| entry.path().join("bin")).collect();
@@ -220,6 +221,9 @@ mod tests {
         assert_eq!(choose(installed.clone(), &linker, Some(&recorded)).unwrap(), new);
         assert_eq!(choose(installed, &linker, None).unwrap(), old);
         let refused = choose(vec![nightly], &linker, None).unwrap_err().to_string();
-        assert!(refused.contains("rustc 1.99, LLVM 23.1.0") && refused.contains("cargo install bpf-linker"), "{refused}");
+        assert!(
+            refused.contains("rustc 1.99, LLVM 23.1.0") && refused.contains("cargo install bpf-linker"),
+            "{refused}"
+        );
     }
 }

@@ -1,0 +1,126 @@
+//! The command line: one file per subcommand. Parse, build, run, exit code.
+
+mod config;
+mod doctor;
+mod query;
+mod run;
+mod settings;
+
+use crate::{agent, config::Error as ConfigError, serve::ClaimError};
+use clap::{Parser, Subcommand};
+use std::{io::Write as _, process::ExitCode};
+
+/// Exit codes, as `--help` explains them.
+mod exit {
+    pub(super) const FAILED: u8 = 1;
+    pub(super) const USAGE: u8 = 2;
+    pub(super) const UNSUPPORTED: u8 = 3;
+}
+
+/// Shows which processes and cgroups of this machine fault pages, map memory and wait for disks.
+///
+/// The agent counts in the kernel, by eBPF, and answers over a Unix socket while it runs.
+#[derive(Debug, Parser)]
+#[command(name = "monitor", version, max_term_width = 110, after_help = AFTER_HELP)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  sudo monitor run                             run the agent and watch; Ctrl-C ends it
+  sudo monitor run --quiet --tick 500ms        run it for others to ask, twice a second
+  monitor query '/v1/trees?sort=page_faults.per_second&limit=5'
+  monitor query '/v1/events?follow=true'       what happens, as it happens
+  monitor doctor                               what this kernel offers, and what is missing
+
+Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration, 3 this kernel cannot.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Query(query::Arguments),
+    Doctor(doctor::Arguments),
+    Config(config::Arguments),
+}
+
+/// Runs the command line and tells its exit code.
+pub fn main() -> ExitCode {
+    let Arguments { command } = Arguments::parse();
+    start_log(matches!(command, Command::Run(_)));
+    let result = match command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Query(arguments) => query::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Config(arguments) => config::run(arguments),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("monitor: {error:#}");
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+/// Which kind of failure an error is, by what lies at its root.
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_usage = |cause: &(dyn std::error::Error + 'static)| {
+        cause.is::<ConfigError>() || matches!(cause.downcast_ref(), Some(ClaimError::UnknownGroup { .. }))
+    };
+    if error.chain().any(|cause| cause.is::<agent::Unsupported>()) {
+        exit::UNSUPPORTED
+    } else if error.chain().any(is_usage) {
+        exit::USAGE
+    } else {
+        exit::FAILED
+    }
+}
+
+/// Logs to standard error, as RUST_LOG says; where it says nothing, the agent tells more than the other commands.
+fn start_log(agent: bool) {
+    let level = if agent { "info" } else { "warn" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(level))
+        .format(|out, record| writeln!(out, "monitor: {}: {}", record.level().as_str().to_lowercase(), record.args()))
+        .init();
+}
+
+/// What writing to standard output came to: a reader that has gone is no failure.
+fn written(result: std::io::Result<()>) -> anyhow::Result<()> {
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("cannot write to standard output"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context as _, anyhow};
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn exit_codes_follow_the_root_of_an_error() {
+        let config = Err::<(), _>(ConfigError::Conflict("a and b".to_owned())).context("while starting");
+        assert_eq!(exit_code(&config.unwrap_err()), 2);
+        let group = ClaimError::UnknownGroup { group: "g".to_owned() };
+        assert_eq!(exit_code(&group.into()), 2);
+        let path = ClaimError::NotASocket { path: "/".into() };
+        assert_eq!(exit_code(&path.into()), 1);
+        assert_eq!(exit_code(&anyhow!("anything else")), 1);
+    }
+
+    #[test]
+    fn a_reader_that_has_gone_is_no_failure() {
+        assert!(written(Err(std::io::ErrorKind::BrokenPipe.into())).is_ok());
+        assert!(written(Err(std::io::ErrorKind::StorageFull.into())).is_err());
+    }
+}

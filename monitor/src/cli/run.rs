@@ -1,0 +1,43 @@
+//! `monitor run`: the agent.
+
+use super::settings::Settings;
+use crate::{agent, serve, units::parse_duration};
+use anyhow::Context as _;
+use std::{process::ExitCode, time::Duration};
+
+/// Threads for everything the agent does.
+const WORKERS: usize = 2;
+/// How long work that does not end by itself may take to end.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Run the agent: count in the kernel, answer at the socket, show what happens.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  sudo monitor run                                     until Ctrl-C
+  sudo monitor run --for 10s --socket /tmp/m.sock      for ten seconds, with a socket of its own
+  sudo monitor run --quiet --socket-group wheel        as a service that members of wheel may ask
+  sudo monitor run --set block_io.slow=20ms --set page_fault.enabled=false
+
+Settings come from defaults, then --config, then MONITOR_… variables, then flags; `monitor config` lists all of them.")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    settings: Settings,
+    /// End after this time, such as 10s or 5m.
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_duration)]
+    run_for: Option<Duration>,
+}
+
+pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let mut config = arguments.settings.load()?.config;
+    config.run_for = arguments.run_for;
+    let claim = serve::claim(&config.socket, config.socket_group.as_deref())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("cannot start threads")?;
+    let result = runtime.block_on(agent::run(config, claim));
+    runtime.shutdown_timeout(PATIENCE);
+    result.map(|()| ExitCode::SUCCESS)
+}

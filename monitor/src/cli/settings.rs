@@ -1,0 +1,95 @@
+//! The flags that set the configuration, for the commands that take it.
+
+use crate::config::{Assignment, Effective, Error, Layers, Origin};
+use clap::Args;
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Source {
+    /// Read this TOML file; `monitor config` prints one. Without it, the file that MONITOR_CONFIG names.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Set any setting that `monitor config` lists, such as block_io.slow=20ms; may be repeated.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Where the agent's socket is.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Socket {
+    /// The agent's socket [default: /run/monitor/monitor.sock]
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+/// What the agent takes.
+#[derive(Clone, Debug, Default, Args)]
+pub(super) struct Settings {
+    #[command(flatten)]
+    source: Source,
+    #[command(flatten)]
+    socket: Socket,
+    /// Members of this group may read, besides root.
+    #[arg(long, value_name = "NAME")]
+    socket_group: Option<String>,
+    /// Time from one snapshot to the next, from 100ms to 1h [default: 1s]
+    #[arg(long, value_name = "TIME")]
+    tick: Option<String>,
+    /// Show nothing on standard output.
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl Source {
+    /// The configuration with these flags.
+    pub(super) fn load(self) -> Result<Effective, Error> {
+        self.load_with(Vec::new())
+    }
+
+    fn load_with(self, more: Vec<Assignment>) -> Result<Effective, Error> {
+        let mut flags = self.set.iter().map(|text| Assignment::parse(text)).collect::<Result<Vec<_>, _>>()?;
+        flags.extend(more);
+        Effective::load(Layers { file: self.config, environment: environment(), flags })
+    }
+}
+
+impl Socket {
+    /// The configuration with this flag.
+    pub(super) fn load(&self) -> Result<Effective, Error> {
+        let flags = self.assignment().into_iter().collect();
+        Effective::load(Layers { file: None, environment: environment(), flags })
+    }
+
+    fn assignment(&self) -> Option<Assignment> {
+        self.socket.as_deref().map(|path| flag("socket", &text(path), "--socket"))
+    }
+}
+
+impl Settings {
+    /// The configuration with these flags.
+    pub(super) fn load(self) -> Result<Effective, Error> {
+        let flags = [
+            self.socket.assignment(),
+            self.socket_group.as_deref().map(|group| flag("socket_group", group, "--socket-group")),
+            self.tick.as_deref().map(|tick| flag("tick", tick, "--tick")),
+            self.quiet.then(|| flag("console", "false", "--quiet")),
+        ];
+        self.source.load_with(flags.into_iter().flatten().collect())
+    }
+}
+
+fn flag(path: &str, value: &str, name: &str) -> Assignment {
+    Assignment { path: path.to_owned(), value: value.to_owned(), origin: Origin::Flag(name.to_owned()) }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn environment() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().collect()
+}

@@ -1,0 +1,27 @@
+//! Source `address_space`: its map.
+
+use crate::kernel::{attach::Attached, attach::LoadError, map::HashMap};
+use monitor_common::{Owner, address_space::Totals};
+use std::io;
+
+/// Its map.
+pub struct AddressSpace {
+    totals: HashMap<Owner, Totals>,
+}
+
+impl AddressSpace {
+    /// Opens the map of an attached source.
+    pub fn open(attached: &mut Attached) -> Result<Self, LoadError> {
+        Ok(Self { totals: HashMap::shared(attached.take_map("ADDRESS_SPACES")?) })
+    }
+
+    /// Totals of every owner in the map.
+    pub fn read(&mut self) -> io::Result<Vec<(Owner, Totals)>> {
+        self.totals.read()
+    }
+
+    /// Deletes harvested owners.
+    pub fn forget(&self, owners: &[Owner]) -> io::Result<()> {
+        self.totals.delete(owners)
+    }
+}

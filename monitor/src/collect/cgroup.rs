@@ -1,0 +1,121 @@
+//! Names of cgroups: walked once at start, found by id after that where no record told of them.
+
+use crate::{ids::CgroupId, kernel::support::CgroupHierarchy};
+use procfs::process::Process;
+use std::{
+    fs,
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd},
+        unix::{ffi::OsStrExt, fs::MetadataExt},
+    },
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// The directories of the hierarchy that is charged.
+#[derive(Debug)]
+pub struct CgroupFiles {
+    hierarchy: CgroupHierarchy,
+}
+
+/// Type of a file handle that holds a kernfs id (`FILEID_KERNFS`, include/linux/exportfs.h).
+const FILEID_KERNFS: i32 = 0xfe;
+
+/// `struct file_handle` with room for a kernfs id.
+#[repr(C)]
+struct KernfsHandle {
+    bytes: u32,
+    kind: i32,
+    id: [u8; 8],
+}
+
+impl CgroupFiles {
+    /// Of one hierarchy.
+    pub fn new(hierarchy: CgroupHierarchy) -> Self {
+        Self { hierarchy }
+    }
+
+    /// All cgroups there are, parents before their children.
+    pub fn walk(&self) -> Vec<(CgroupId, Arc<str>)> {
+        let Some(mount) = self.hierarchy.mount() else { return Vec::new() };
+        let mut found = Vec::new();
+        let mut left = vec![mount.to_path_buf()];
+        while let Some(directory) = left.pop() {
+            // Gone meanwhile is as good as never there.
+            let Some(cgroup) = self.describe(&directory) else { continue };
+            found.push(cgroup);
+            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+            left.extend(entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
+        }
+        found
+    }
+
+    /// A cgroup and those above it, the root first; nothing when it has gone.
+    pub fn find(&self, id: CgroupId) -> Vec<(CgroupId, Arc<str>)> {
+        let Some(directory) = self.directory(id) else { return Vec::new() };
+        let mount = self.hierarchy.mount().unwrap_or(Path::new("/"));
+        let mut chain: Vec<_> = directory
+            .ancestors()
+            .take_while(|above| above.starts_with(mount))
+            .filter_map(|above| self.describe(above))
+            .collect();
+        chain.reverse();
+        chain
+    }
+
+    /// Path of a process's cgroup below the hierarchy's root.
+    pub fn path_of(&self, process: &Process) -> Option<String> {
+        let cgroups = process.cgroups().ok()?;
+        cgroups.into_iter().find(|cgroup| cgroup.hierarchy == self.hierarchy.id()).map(|cgroup| cgroup.pathname)
+    }
+
+    fn describe(&self, directory: &Path) -> Option<(CgroupId, Arc<str>)> {
+        let below = directory.strip_prefix(self.hierarchy.mount()?).ok()?;
+        let id = fs::metadata(directory).ok()?.ino();
+        Some((CgroupId(id), format!("/{}", below.to_string_lossy()).into()))
+    }
+
+    /// The directory of an id: kernfs opens its nodes by their ids.
+    fn directory(&self, id: CgroupId) -> Option<PathBuf> {
+        let mount = fs::File::open(self.hierarchy.mount()?).ok()?;
+        let mut handle = KernfsHandle { bytes: 8, kind: FILEID_KERNFS, id: id.0.to_ne_bytes() };
+        // SAFETY: the handle has the head and length that it says; the descriptor lives.
+        let fd = unsafe {
+            libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw mut handle, libc::O_PATH | libc::O_CLOEXEC)
+        };
+        let fd = crate::kernel::syscall::check(fd).ok()?;
+        // SAFETY: a descriptor that was just opened and belongs to nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+        // A removed one still answers, with a path that is no longer there.
+        (!path.as_os_str().as_bytes().ends_with(b" (deleted)")).then_some(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::support;
+
+    #[test]
+    fn a_cgroup_is_found_by_its_id_with_all_above_it() {
+        let hierarchy = support::probe().facts.cgroup;
+        let files = CgroupFiles::new(hierarchy.clone());
+        let mount = hierarchy.mount().expect("this test needs a mounted cgroup hierarchy").to_path_buf();
+        let outer = mount.join(format!("monitor-unit-{}", std::process::id()));
+        let inner = outer.join("inner");
+        fs::create_dir(&outer).expect("this test makes a cgroup, which needs root");
+        fs::create_dir(&inner).unwrap();
+        let id = CgroupId(fs::metadata(&inner).unwrap().ino());
+        let chain = files.find(id);
+        let walked = files.walk();
+        fs::remove_dir(&inner).unwrap();
+        fs::remove_dir(&outer).unwrap();
+        let names: Vec<_> = chain.iter().map(|(_, path)| path.to_string()).collect();
+        let outer_name = format!("/{}", outer.file_name().unwrap().to_string_lossy());
+        assert_eq!(names, ["/".to_owned(), outer_name.clone(), format!("{outer_name}/inner")]);
+        assert_eq!(chain.last().unwrap().0, id);
+        assert!(walked.contains(&chain[2]));
+        assert_eq!(files.find(id), []);
+    }
+}

@@ -1,0 +1,148 @@
+//! Reading: one file per source, kernel and polled alike. Everything read here goes into a `Sample`, raw.
+
+pub mod address_space;
+pub mod block_io;
+pub mod cgroup;
+pub mod cost;
+pub mod lifecycle;
+pub mod page_fault;
+mod probe;
+pub mod process;
+
+use crate::{
+    coverage::{Coverage, Refusal},
+    kernel::{
+        attach::{Attached, Loader, Outcome},
+        plan::{self, Wish},
+    },
+    sample::{Counters, Harvest, Moment},
+    source::Source,
+};
+use address_space::AddressSpace;
+use block_io::BlockIo;
+use page_fault::PageFault;
+use probe::Probe;
+use std::{io, task::Poll};
+
+/// All sources that could be attached, and why the others could not.
+pub struct Collector {
+    /// In the order of [`Source::ALL`].
+    probes: Vec<Probe>,
+    page_fault: Option<PageFault>,
+    address_space: Option<AddressSpace>,
+    block_io: Option<BlockIo>,
+    map_bytes: u64,
+}
+
+impl Collector {
+    /// Attaches every source by the best rung that holds. Must be called inside the runtime that will wait for the rings.
+    pub fn attach<'a>(loader: &Loader<'_>, wish: impl Fn(Source) -> Wish<'a>) -> Self {
+        let facts = &loader.support().facts;
+        let mut this =
+            Self { probes: Vec::new(), page_fault: None, address_space: None, block_io: None, map_bytes: 0 };
+        for source in Source::ALL {
+            let plan = plan::plan(source, facts, &wish(source));
+            let Outcome { attached, mut refused } = loader.attach(&plan);
+            let probe = match attached {
+                Some(attached) => {
+                    let rung = attached.rung.name;
+                    this.open(attached, facts.possible_cpus, &refused).unwrap_or_else(|error| {
+                        refused.push(Refusal { rung, reason: format!("{error:#}") });
+                        Probe::unavailable(source, refused)
+                    })
+                }
+                None if plan.disabled => Probe::disabled(source),
+                None => Probe::unavailable(source, refused),
+            };
+            this.probes.push(probe);
+        }
+        this
+    }
+
+    /// Opens the maps and the ring of a source that was attached.
+    fn open(&mut self, mut attached: Attached, cpus: usize, refused: &[Refusal]) -> anyhow::Result<Probe> {
+        let map_bytes: u64 = attached.object.maps().map(|(_, map)| probe::map_bytes(map)).sum();
+        match attached.source {
+            Source::PageFault => self.page_fault = Some(PageFault::open(&mut attached, cpus)?),
+            Source::AddressSpace => self.address_space = Some(AddressSpace::open(&mut attached)?),
+            Source::BlockIo => self.block_io = Some(BlockIo::open(&mut attached)?),
+            Source::Lifecycle => {}
+        }
+        self.map_bytes += map_bytes;
+        Probe::live(attached, refused.to_vec())
+    }
+
+    /// Empties the rings. Moments come in order of time.
+    pub fn moments(&mut self) -> Vec<Moment> {
+        let mut moments = Vec::new();
+        for probe in &mut self.probes {
+            probe.drain(&mut moments);
+        }
+        moments.sort_by_key(|moment| moment.time);
+        moments
+    }
+
+    /// Reads the counters. A source that cannot be read now says so in the log and is missing from the sample.
+    pub fn counters(&mut self) -> Counters {
+        fn or_empty<T>(source: Source, read: Option<io::Result<Vec<T>>>) -> Vec<T> {
+            match read {
+                Some(Ok(read)) => read,
+                Some(Err(error)) => {
+                    log::warn!("{source}: reading its counters: {error}");
+                    Vec::new()
+                }
+                None => Vec::new(),
+            }
+        }
+        Counters {
+            page_faults: or_empty(Source::PageFault, self.page_fault.as_mut().map(PageFault::read)),
+            address_spaces: or_empty(Source::AddressSpace, self.address_space.as_mut().map(AddressSpace::read)),
+            block_io: or_empty(Source::BlockIo, self.block_io.as_mut().map(BlockIo::read)),
+        }
+    }
+
+    /// Lets the kernel forget what has been taken in.
+    pub fn forget(&self, harvest: &Harvest) {
+        let forgotten = [
+            self.page_fault.as_ref().map(|source| source.forget(&harvest.page_faults)),
+            self.address_space.as_ref().map(|source| source.forget(&harvest.address_spaces)),
+            self.block_io.as_ref().map(|source| source.forget(&harvest.block_io)),
+        ];
+        for error in forgotten.into_iter().flatten().filter_map(Result::err) {
+            log::warn!("deleting counters of exited processes: {error}");
+        }
+    }
+
+    /// What is live, and what was lost so far.
+    pub fn coverage(&self) -> Coverage {
+        Coverage(self.probes.iter().map(Probe::coverage).collect())
+    }
+
+    /// Returns when some ring is filling up.
+    pub async fn filling(&self) {
+        std::future::poll_fn(|context| {
+            let rings = self.probes.iter().filter_map(|probe| probe.ring.as_ref());
+            // All are polled, so that all wake this task.
+            match rings.filter(|ring| ring.poll_filling(context).is_ready()).count() {
+                0 => Poll::Pending,
+                _ => Poll::Ready(()),
+            }
+        })
+        .await;
+    }
+
+    /// Passes on the kernel programs' own diagnostics.
+    pub fn flush_logs(&mut self) {
+        self.probes.iter_mut().for_each(Probe::flush_log);
+    }
+
+    /// Kernel memory of all maps and rings, in bytes.
+    pub fn map_bytes(&self) -> u64 {
+        self.map_bytes
+    }
+
+    /// All attached programs.
+    pub fn programs(&self) -> impl Iterator<Item = &crate::kernel::program::LoadedProgram> {
+        self.probes.iter().flat_map(|probe| &probe.programs)
+    }
+}

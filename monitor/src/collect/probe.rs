@@ -1,0 +1,136 @@
+//! What all kernel sources have: programs, a ring, health, diagnostics, and their standing.
+
+use crate::{
+    coverage::{Loss, Refusal, SourceCoverage, State},
+    decode,
+    kernel::{
+        attach::Attached,
+        map,
+        program::LoadedProgram,
+        ring::Ring,
+        self_check::Plain,
+    },
+    sample::Moment,
+    source::Source,
+};
+use aya::maps::{Map, MapData, PerCpuArray};
+use aya_log::EbpfLogger;
+use monitor_common::Health;
+use std::{os::fd::AsFd, panic::AssertUnwindSafe};
+
+/// One source, attached or not.
+pub(super) struct Probe {
+    pub(super) source: Source,
+    pub(super) state: State,
+    pub(super) refused: Vec<Refusal>,
+    pub(super) programs: Vec<LoadedProgram>,
+    pub(super) ring: Option<Ring>,
+    rung: Option<&'static str>,
+    health: Option<PerCpuArray<MapData, Plain<Health>>>,
+    log: Option<EbpfLogger<&'static dyn log::Log>>,
+    seen: u64,
+    undecodable: u64,
+    /// Keeps programs and links alive.
+    _attached: Option<Attached>,
+}
+
+impl Probe {
+    pub(super) fn live(mut attached: Attached, refused: Vec<Refusal>) -> anyhow::Result<Self> {
+        let source = attached.source;
+        let health = PerCpuArray::try_from(Map::PerCpuArray(attached.take_map("HEALTH")?))?;
+        let ring = match attached.take_map("MOMENTS") {
+            Ok(ring) => Some(Ring::new(ring)?),
+            Err(_) => None,
+        };
+        Ok(Self {
+            state: State::Live,
+            rung: Some(attached.rung.name),
+            programs: std::mem::take(&mut attached.programs),
+            ring,
+            health: Some(health),
+            // An object without a single diagnostic has no ring for them.
+            log: EbpfLogger::init(&mut attached.object).ok(),
+            _attached: Some(attached),
+            ..Self::unavailable(source, refused)
+        })
+    }
+
+    pub(super) fn disabled(source: Source) -> Self {
+        Self { state: State::Disabled, ..Self::unavailable(source, Vec::new()) }
+    }
+
+    pub(super) fn unavailable(source: Source, refused: Vec<Refusal>) -> Self {
+        Self {
+            source,
+            state: State::Unavailable,
+            refused,
+            programs: Vec::new(),
+            ring: None,
+            rung: None,
+            health: None,
+            log: None,
+            seen: 0,
+            undecodable: 0,
+            _attached: None,
+        }
+    }
+
+    /// Empties the ring.
+    pub(super) fn drain(&mut self, moments: &mut Vec<Moment>) {
+        let Some(ring) = &mut self.ring else { return };
+        ring.drain(|record| match decode::moment(self.source, &record) {
+            Some(moment) => {
+                self.seen += 1;
+                moments.push(moment);
+            }
+            None => self.undecodable += 1,
+        });
+    }
+
+    /// Passes on diagnostics. aya-log panics on records it does not understand; that must not end the agent.
+    pub(super) fn flush_log(&mut self) {
+        if let Some(log) = &mut self.log
+            && std::panic::catch_unwind(AssertUnwindSafe(|| log.flush())).is_err()
+        {
+            log::warn!("{}: a diagnostic of its programs could not be read; no more of them are shown", self.source);
+            self.log = None;
+        }
+    }
+
+    pub(super) fn coverage(&self) -> SourceCoverage {
+        let lost = self.lost();
+        SourceCoverage {
+            source: self.source,
+            state: self.state,
+            rung: self.rung,
+            refused: self.refused.clone(),
+            seen_total: self.seen,
+            lost_total: lost.total(),
+            lost,
+        }
+    }
+
+    fn lost(&self) -> Loss {
+        let mut lost = Loss { undecodable: self.undecodable, ..Loss::default() };
+        let cpus = self.health.as_ref().and_then(|health| health.get(&0, 0).ok());
+        for Plain(health) in cpus.iter().flat_map(|cpus| cpus.iter()) {
+            lost.ring_full += health.ring_full;
+            lost.map_full += health.map_full;
+            lost.unmatched += health.unmatched;
+            lost.skipped_runs += health.nested;
+        }
+        let statistics = self.programs.iter().filter_map(|program| program.statistics().ok());
+        lost.skipped_runs += statistics.map(|statistics| statistics.skipped_runs).sum::<u64>();
+        lost
+    }
+}
+
+/// Kernel memory of a map, in bytes; 0 where the kernel does not say.
+pub(super) fn map_bytes(map: &Map) -> u64 {
+    let (Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::PerCpuHashMap(data) | Map::RingBuf(data)) =
+        map
+    else {
+        return 0;
+    };
+    map::memory_bytes(data.fd().as_fd()).unwrap_or_default()
+}

@@ -1,0 +1,166 @@
+//! What this host offers, which rung of each source's ladder holds, and why the better ones do not.
+
+use crate::{
+    config::Config,
+    coverage::{Coverage, Loss, SourceCoverage, State},
+    kernel::{
+        attach::{Loader, Settings},
+        plan::{self, Wish},
+        self_check::{self, SelfCheckError},
+        support::{self, Facts, Presence, Support},
+    },
+    source::Source,
+};
+use serde::Serialize;
+use std::fmt::Write;
+
+/// Facts, and what came of the plan made from them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// What the host offers.
+    pub facts: Facts,
+    /// What became of each source.
+    pub sources: Coverage,
+}
+
+/// Probes this host and attaches every source for a moment: only a try tells. Nothing is left attached.
+pub fn examine(config: &Config) -> anyhow::Result<Report> {
+    let (support, settings) = (examine_fields(config), settings(config));
+    let loader = Loader::new(&support, &settings);
+    let sources = Source::ALL.map(|source| {
+        let plan = plan::plan(source, &support.facts, &wish(config, source));
+        let outcome = loader.attach(&plan);
+        let rung = outcome.attached.map(|attached| attached.rung.name);
+        let state = match rung {
+            Some(_) => State::Live,
+            None if plan.disabled => State::Disabled,
+            None => State::Unavailable,
+        };
+        SourceCoverage { source, state, rung, refused: outcome.refused, seen_total: 0, lost_total: 0, lost: Loss::default() }
+    });
+    Ok(Report { facts: support.facts.clone(), sources: Coverage(sources.to_vec()) })
+}
+
+/// Probes this host, and has field offsets proven by a program that reads this very process with them.
+pub fn examine_fields(config: &Config) -> Support {
+    let mut support = support::probe();
+    if support.facts.fields_missing.is_some() {
+        return support;
+    }
+    let settings = settings(config);
+    let direct = support.facts.task_helper == Presence::Yes;
+    match self_check::check(&Loader::without_types(&support, &settings), direct) {
+        Ok(()) => {}
+        Err(error @ SelfCheckError::Mismatch { .. }) => support.facts.fields_missing = Some(error.to_string()),
+        // What keeps the check from running will be told again, by the sources, if it matters to them.
+        Err(error) => log::warn!("field offsets could not be checked: {error}"),
+    }
+    support
+}
+
+/// What the configuration wants of a source.
+pub fn wish(config: &Config, source: Source) -> Wish<'_> {
+    let source = config.source(source);
+    Wish { disabled: !source.enabled, rung: source.rung.as_deref() }
+}
+
+/// What the configuration tells the kernel programs.
+pub fn settings(config: &Config) -> Settings {
+    Settings {
+        large_call_bytes: config.large_call_bytes,
+        slow_io_ns: u64::try_from(config.slow_io.as_nanos()).unwrap_or(u64::MAX),
+        log_level: config.kernel_log as u8,
+        rings: Source::ALL.into_iter().filter_map(|source| Some((source, config.source(source).ring_bytes?))).collect(),
+    }
+}
+
+impl Report {
+    /// Whether no source could be attached although some were wanted.
+    pub fn serves_nothing(&self) -> bool {
+        let mut wanted = self.sources.0.iter().filter(|source| source.state != State::Disabled).peekable();
+        wanted.peek().is_some() && wanted.all(|source| source.state == State::Unavailable)
+    }
+
+    /// The report as a table for people, not wider than `width` where words allow.
+    pub fn render(&self, width: usize) -> String {
+        let facts = &self.facts;
+        let mut text = String::new();
+        let mut row = |left: &str, middle: &str, right: &str| {
+            let indent = 35;
+            let mut line = format!("{left:<16} {middle:<18}");
+            for word in right.split(' ') {
+                if line.chars().count() + 1 + word.chars().count() > width.max(60) && line.len() > indent {
+                    let _ = writeln!(text, "{}", line.trim_end());
+                    line = " ".repeat(indent);
+                }
+                line.push(' ');
+                line.push_str(word);
+            }
+            let _ = writeln!(text, "{}", line.trim_end());
+        };
+        row("FACT", "", "");
+        row("kernel", &facts.kernel_release, facts.architecture);
+        row("types (BTF)", answer(facts.btf), facts.fields_missing.as_deref().unwrap_or("field offsets found and checked"));
+        let tracefs = facts.tracefs.as_ref();
+        row("tracefs", if tracefs.is_ok() { "yes" } else { "no" }, tracefs.err().map_or("", String::as_str));
+        let mount = facts.cgroup.mount().map(|mount| mount.display().to_string());
+        row("cgroups charged", facts.cgroup.name(), mount.as_deref().unwrap_or("not mounted: cgroups have no names"));
+        row("possible CPUs", &facts.possible_cpus.to_string(), "");
+        let missing = facts.missing_capabilities.join(", ");
+        row("capabilities", if missing.is_empty() { "enough" } else { "missing" }, &missing);
+        row("", "", "");
+        row("SOURCE", "RUNG", "REFUSED");
+        for source in &self.sources.0 {
+            let standing = match (source.state, source.rung) {
+                (State::Live, Some(rung)) => rung,
+                (State::Disabled, _) => "disabled",
+                _ => "unavailable",
+            };
+            let refused: Vec<_> = source.refused.iter().map(|r| format!("{}: {}", r.rung, r.reason)).collect();
+            row(source.source.name(), standing, &refused.join("; "));
+        }
+        text
+    }
+}
+
+fn answer(presence: Presence) -> &'static str {
+    match presence {
+        Presence::Yes => "yes",
+        Presence::No => "no",
+        Presence::CouldNotTell => "could not tell",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coverage::Refusal;
+
+    fn report(states: &[State]) -> Report {
+        let sources = states.iter().map(|&state| SourceCoverage {
+            source: Source::BlockIo,
+            state,
+            rung: (state == State::Live).then_some("tp_btf"),
+            refused: vec![Refusal { rung: "fexit", reason: "a long story ".repeat(12) }],
+            seen_total: 0,
+            lost_total: 0,
+            lost: Loss::default(),
+        });
+        Report { facts: Facts::default(), sources: Coverage(sources.collect()) }
+    }
+
+    #[test]
+    fn a_kernel_serves_nothing_when_no_wanted_source_can_be_attached() {
+        assert!(report(&[State::Unavailable, State::Disabled]).serves_nothing());
+        assert!(!report(&[State::Unavailable, State::Live]).serves_nothing());
+        assert!(!report(&[State::Disabled]).serves_nothing());
+    }
+
+    #[test]
+    fn the_table_tells_why_and_keeps_to_the_width() {
+        let text = report(&[State::Live, State::Unavailable]).render(80);
+        assert!(text.contains("block_io         tp_btf             fexit: a long story"), "{text}");
+        assert!(text.contains("unavailable"));
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+}

@@ -1,0 +1,97 @@
+//! A subject's account: totals that only grow, and what was added during the tick that is under way.
+
+use super::{ledger::Addition, snapshot::Subject, totals::Rates};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+/// Anything that has a subject and is shared with readers.
+pub(super) trait Counted: Clone {
+    fn subject(&mut self) -> &mut Subject;
+}
+
+/// One account. Readers keep what they hold: a writer copies what is held before it writes.
+#[derive(Debug)]
+pub(super) struct Account<T> {
+    pub(super) shared: Arc<T>,
+    added: Rates,
+}
+
+impl<T: Counted> Account<T> {
+    fn apply(&mut self, addition: &Addition) {
+        self.edit().subject().totals.apply(addition);
+        self.added.apply(addition);
+    }
+
+    pub(super) fn edit(&mut self) -> &mut T {
+        Arc::make_mut(&mut self.shared)
+    }
+
+    /// Ends the tick: what was added becomes the rates.
+    fn settle(&mut self, seconds: f64) {
+        let rates = std::mem::take(&mut self.added).per_second(seconds);
+        self.edit().subject().rates = rates;
+    }
+}
+
+/// Accounts of one kind, in order of their keys. A tick costs in proportion to those that move, not to those there are.
+#[derive(Debug)]
+pub(super) struct Accounts<K, T> {
+    all: BTreeMap<K, Account<T>>,
+    moved: BTreeSet<K>,
+    moved_before: BTreeSet<K>,
+}
+
+impl<K, T> Default for Accounts<K, T> {
+    fn default() -> Self {
+        Self { all: BTreeMap::new(), moved: BTreeSet::new(), moved_before: BTreeSet::new() }
+    }
+}
+
+impl<K: Ord + Copy, T: Counted> Accounts<K, T> {
+    pub(super) fn contains(&self, key: K) -> bool {
+        self.all.contains_key(&key)
+    }
+
+    pub(super) fn find(&self, key: K) -> Option<&Arc<T>> {
+        self.all.get(&key).map(|account| &account.shared)
+    }
+
+    pub(super) fn edit(&mut self, key: K) -> Option<&mut T> {
+        self.all.get_mut(&key).map(Account::edit)
+    }
+
+    pub(super) fn open(&mut self, key: K, subject: T) {
+        self.all.insert(key, Account { shared: Arc::new(subject), added: Rates::default() });
+    }
+
+    pub(super) fn close(&mut self, key: K) -> Option<Arc<T>> {
+        self.moved.remove(&key);
+        self.moved_before.remove(&key);
+        self.all.remove(&key).map(|account| account.shared)
+    }
+
+    /// Adds to an account, if it is open.
+    pub(super) fn apply(&mut self, key: K, addition: &Addition) {
+        if let Some(account) = self.all.get_mut(&key) {
+            account.apply(addition);
+            self.moved.insert(key);
+        }
+    }
+
+    /// Ends the tick for accounts that moved, and for those that have just come to rest.
+    pub(super) fn settle(&mut self, seconds: f64) {
+        let moved = std::mem::take(&mut self.moved);
+        for key in moved.union(&self.moved_before) {
+            if let Some(account) = self.all.get_mut(key) {
+                account.settle(seconds);
+            }
+        }
+        self.moved_before = moved;
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (K, &Arc<T>)> {
+        self.all.iter().map(|(key, account)| (*key, &account.shared))
+    }
+}

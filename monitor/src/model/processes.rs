@@ -1,0 +1,315 @@
+//! Processes and the trees they form: who is there, whose child, in which cgroup, and who has gone.
+
+use super::{
+    Retention,
+    account::{Accounts, Counted},
+    cgroups::Cgroups,
+    ledger::Addition,
+    snapshot::{Process, ProcessState, Subject, Tree},
+};
+use crate::{
+    decode,
+    ids::{CgroupId, ProcessId, ProcessKey, Tgid},
+    sample::{Counters, FoundProcess, Harvest},
+    time::BootTime,
+};
+use monitor_common::{Owner, record::Command};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+/// All processes, live and lately gone, and their trees.
+#[derive(Debug, Default)]
+pub(super) struct Processes {
+    accounts: Accounts<ProcessKey, Process>,
+    trees: Accounts<ProcessKey, Tree>,
+    /// Who runs under a pid now.
+    running: HashMap<Tgid, ProcessKey>,
+    /// In order of exit, until they are folded away.
+    exited: VecDeque<(BootTime, ProcessKey)>,
+    /// Exited ones whose keys are still in the kernel's maps.
+    awaiting_harvest: VecDeque<(BootTime, ProcessKey)>,
+    /// Chosen by the kernel to be killed.
+    doomed: HashSet<ProcessKey>,
+    folded_total: u64,
+}
+
+impl Counted for Process {
+    fn subject(&mut self) -> &mut Subject {
+        &mut self.subject
+    }
+}
+
+impl Counted for Tree {
+    fn subject(&mut self) -> &mut Subject {
+        &mut self.subject
+    }
+}
+
+/// How long after a process's exit record its last faults may still be counted: the record is made before the process
+/// lets go of its memory.
+const GRACE: Duration = Duration::from_millis(50);
+
+impl Processes {
+    pub(super) fn contains(&self, id: ProcessId) -> bool {
+        self.accounts.contains(id.key())
+    }
+
+    pub(super) fn find(&self, id: ProcessId) -> Option<&Arc<Process>> {
+        self.accounts.find(id.key())
+    }
+
+    /// A process that /proc shows, or that only its id is known of any more.
+    pub(super) fn found(&mut self, found: &FoundProcess, cgroup: Option<CgroupId>, cgroups: &mut Cgroups, now: BootTime) {
+        if self.contains(found.id) {
+            return;
+        }
+        let parent = found.parent.and_then(|parent| self.running.get(&parent).copied());
+        let process = Process {
+            id: found.id,
+            parent: found.parent,
+            command: found.command.clone(),
+            command_line: found.command_line.clone(),
+            cgroup: cgroup.unwrap_or_default(),
+            cgroup_path: cgroup.and_then(|id| cgroups.path(id)),
+            tree: found.id,
+            state: ProcessState::Running,
+            subject: Subject::default(),
+        };
+        self.begin(process, parent, cgroups);
+        if !found.running {
+            self.exit(found.id, now, None, cgroups);
+        }
+    }
+
+    pub(super) fn fork(&mut self, child: &Owner, parent: ProcessId, command: &Command, cgroups: &mut Cgroups) {
+        let id = ProcessId::from(child);
+        // What was found in /proc before its record came is known already, but for who made it.
+        if let Some(process) = self.accounts.edit(id.key()) {
+            process.parent = Some(parent.tgid);
+            process.id = id;
+            return;
+        }
+        let process = Process {
+            id,
+            parent: Some(parent.tgid),
+            command: decode::command(command),
+            command_line: self.find(parent).map(|parent| parent.command_line.clone()).unwrap_or_default(),
+            cgroup: CgroupId(child.cgroup),
+            cgroup_path: cgroups.path(CgroupId(child.cgroup)),
+            tree: id,
+            state: ProcessState::Running,
+            subject: Subject::default(),
+        };
+        self.begin(process, Some(parent.key()), cgroups);
+    }
+
+    pub(super) fn exec(
+        &mut self,
+        owner: &Owner,
+        command: &Command,
+        arguments: &[u8],
+        cut: bool,
+        cgroups: &mut Cgroups,
+    ) {
+        let id = ProcessId::from(owner);
+        self.enter_cgroup(owner, cgroups);
+        let Some(process) = self.accounts.edit(id.key()) else { return };
+        process.command = decode::command(command);
+        process.command_line = decode::command_line(arguments);
+        if cut {
+            process.command_line.push('…');
+        }
+        let (command, command_line) = (process.command.clone(), process.command_line.clone());
+        if let Some(tree) = self.trees.edit(id.key()) {
+            tree.command = command;
+            tree.command_line = command_line;
+        }
+    }
+
+    /// The kernel will kill this process.
+    pub(super) fn doom(&mut self, id: ProcessId) {
+        if self.contains(id) {
+            self.doomed.insert(id.key());
+        }
+    }
+
+    pub(super) fn exit(&mut self, id: ProcessId, time: BootTime, wait_status: Option<u32>, cgroups: &mut Cgroups) {
+        let key = id.key();
+        let oom_killed = self.doomed.remove(&key);
+        let Some(process) = self.accounts.edit(key) else { return };
+        if process.state != ProcessState::Running {
+            return;
+        }
+        process.state = ProcessState::Exited { time, wait_status, oom_killed };
+        let (tree, cgroup) = (process.tree.key(), process.cgroup);
+        if self.running.get(&id.tgid) == Some(&key) {
+            self.running.remove(&id.tgid);
+        }
+        cgroups.count_running(cgroup, -1);
+        if let Some(tree) = self.trees.edit(tree) {
+            tree.running = tree.running.saturating_sub(1);
+            tree.exited_total += 1;
+        }
+        self.exited.push_back((time, key));
+        self.awaiting_harvest.push_back((time, key));
+    }
+
+    /// A process is in another cgroup now. Unless it is the root of its tree, it begins one of its own.
+    pub(super) fn moved(&mut self, owner: &Owner, cgroups: &mut Cgroups) {
+        self.enter_cgroup(owner, cgroups);
+    }
+
+    fn enter_cgroup(&mut self, owner: &Owner, cgroups: &mut Cgroups) {
+        let (key, cgroup) = (ProcessId::from(owner).key(), CgroupId(owner.cgroup));
+        let path = cgroups.path(cgroup);
+        let Some(process) = self.accounts.edit(key) else { return };
+        process.id.start_ns = owner.start_ns;
+        if process.cgroup == cgroup || process.state != ProcessState::Running {
+            return;
+        }
+        cgroups.count_running(process.cgroup, -1);
+        cgroups.count_running(cgroup, 1);
+        process.cgroup = cgroup;
+        process.cgroup_path.clone_from(&path);
+        let old_tree = process.tree.key();
+        if old_tree == key {
+            if let Some(tree) = self.trees.edit(key) {
+                tree.cgroup = cgroup;
+                tree.cgroup_path = path;
+            }
+            return;
+        }
+        process.tree = process.id;
+        let tree = new_tree(process);
+        if let Some(old) = self.trees.edit(old_tree) {
+            old.running = old.running.saturating_sub(1);
+        }
+        self.trees.open(key, tree);
+    }
+
+    /// Adds to a process and its tree.
+    pub(super) fn apply(&mut self, owner: &Owner, addition: &Addition) {
+        let key = ProcessId::from(owner).key();
+        let Some(tree) = self.accounts.find(key).map(|process| process.tree.key()) else { return };
+        self.accounts.apply(key, addition);
+        self.trees.apply(tree, addition);
+    }
+
+    /// Counters of processes that have gone for good, out of those read at `time`.
+    pub(super) fn harvest(&mut self, counters: &Counters, time: BootTime) -> Harvest {
+        while let Some(&(exited, _)) = self.awaiting_harvest.front()
+            && time.since(exited) >= GRACE
+        {
+            self.awaiting_harvest.pop_front();
+        }
+        let gone = |owner: &&Owner| {
+            **owner != Owner::UNATTRIBUTED
+                && match self.find(ProcessId::from(*owner)).map(|process| process.state) {
+                    Some(ProcessState::Exited { time: exited, .. }) => time.since(exited) >= GRACE,
+                    Some(ProcessState::Running) => false,
+                    // Folded away long ago.
+                    None => true,
+                }
+        };
+        Harvest {
+            page_faults: counters.page_faults.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
+            address_spaces: counters.address_spaces.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
+            block_io: counters.block_io.iter().map(|(key, _)| key).filter(|key| gone(&&key.owner)).copied().collect(),
+        }
+    }
+
+    pub(super) fn awaiting_harvest(&self) -> (usize, Option<BootTime>) {
+        (self.awaiting_harvest.len(), self.awaiting_harvest.front().map(|&(time, _)| time))
+    }
+
+    pub(super) fn running(&self) -> impl Iterator<Item = ProcessId> {
+        self.accounts.iter().filter(|(_, process)| process.state == ProcessState::Running).map(|(_, process)| process.id)
+    }
+
+    /// After a rename: the paths of those in it.
+    pub(super) fn refresh_paths(&mut self, cgroups: &Cgroups) {
+        let keys: Vec<_> = self.accounts.iter().map(|(key, process)| (key, process.cgroup)).collect();
+        for (key, cgroup) in keys {
+            if let Some(process) = self.accounts.edit(key) {
+                process.cgroup_path = cgroups.path(cgroup);
+            }
+            if let Some(tree) = self.trees.edit(key) {
+                tree.cgroup_path = cgroups.path(tree.cgroup);
+            }
+        }
+    }
+
+    /// Ends a tick; folds away processes that went too long ago, or are too many.
+    pub(super) fn settle(&mut self, seconds: f64, now: BootTime, retention: Retention) {
+        self.accounts.settle(seconds);
+        self.trees.settle(seconds);
+        let unharvested = self.awaiting_harvest.len();
+        while let Some(&(time, key)) = self.exited.front()
+            && self.exited.len() > unharvested
+            && (now.since(time) > retention.keep || self.exited.len() > retention.limit)
+        {
+            self.exited.pop_front();
+            self.accounts.close(key);
+            self.folded_total += 1;
+        }
+        let listed: HashSet<ProcessKey> = self.accounts.iter().map(|(_, process)| process.tree.key()).collect();
+        let empty: Vec<_> = self.trees.iter().map(|(key, _)| key).filter(|key| !listed.contains(key)).collect();
+        for key in empty {
+            self.trees.close(key);
+        }
+    }
+
+    pub(super) fn folded_total(&self) -> u64 {
+        self.folded_total
+    }
+
+    /// Live ones, then exited ones.
+    pub(super) fn list(&self) -> Vec<Arc<Process>> {
+        let is_running = |process: &&Arc<Process>| process.state == ProcessState::Running;
+        let all = || self.accounts.iter().map(|(_, process)| process);
+        all().filter(is_running).chain(all().filter(|process| !is_running(process))).cloned().collect()
+    }
+
+    pub(super) fn list_trees(&self) -> Vec<Arc<Tree>> {
+        self.trees.iter().map(|(_, tree)| tree.clone()).collect()
+    }
+
+    /// A process is there: finds its tree, or makes it the root of one.
+    fn begin(&mut self, mut process: Process, parent: Option<ProcessKey>, cgroups: &mut Cgroups) {
+        let key = process.id.key();
+        cgroups.count_running(process.cgroup, 1);
+        let parent = parent.and_then(|parent| self.accounts.find(parent)).filter(|parent| joins(&process, parent));
+        if let Some(tree) = parent.map(|parent| parent.tree)
+            && let Some(running) = self.trees.edit(tree.key()).map(|tree| &mut tree.running)
+        {
+            *running += 1;
+            process.tree = tree;
+        } else {
+            self.trees.open(key, new_tree(&process));
+        }
+        self.running.insert(process.id.tgid, key);
+        self.accounts.open(key, process);
+    }
+}
+
+/// Whether a process belongs to its parent's tree: not to that of the system's two ancestors (init, kthreadd), and not
+/// across a cgroup's border, which is where a container or a service begins.
+fn joins(process: &Process, parent: &Process) -> bool {
+    parent.id.tgid > Tgid(2) && parent.cgroup == process.cgroup
+}
+
+fn new_tree(root: &Process) -> Tree {
+    Tree {
+        root: root.id,
+        command: root.command.clone(),
+        command_line: root.command_line.clone(),
+        cgroup: root.cgroup,
+        cgroup_path: root.cgroup_path.clone(),
+        running: 1,
+        exited_total: 0,
+        subject: Subject::default(),
+    }
+}

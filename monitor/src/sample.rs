@@ -1,0 +1,168 @@
+//! Everything read at one moment, raw. What comes after it is a pure function of samples.
+
+use crate::{
+    coverage::Coverage,
+    ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    model::snapshot::Cost,
+    time::BootTime,
+};
+use bytes::Bytes;
+use monitor_common::{Owner, address_space, block_io, page_fault, record::Command};
+use std::sync::Arc;
+
+/// What was read at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// When the reading began.
+    pub time: BootTime,
+    /// Ring records since the sample before, in order of time.
+    pub moments: Vec<Moment>,
+    /// The kernel's counters; none where only the rings were emptied.
+    pub counters: Option<Counters>,
+    /// What had to be looked up because records could not tell.
+    pub found: Found,
+    /// What was live, and what was lost.
+    pub coverage: Arc<Coverage>,
+    /// What the agent itself costs.
+    pub cost: Arc<Cost>,
+}
+
+/// The kernel's counters, cumulative for as long as a key stays in its map. Empty for sources that are not live.
+#[derive(Clone, Debug, Default)]
+pub struct Counters {
+    /// Faults by owner.
+    pub page_faults: Vec<(Owner, page_fault::Counts)>,
+    /// Address-space calls by owner.
+    pub address_spaces: Vec<(Owner, address_space::Totals)>,
+    /// Block I/O by owner, device, operation and latencies.
+    pub block_io: Vec<(block_io::CellKey, block_io::Cell)>,
+}
+
+/// One ring record, decoded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moment {
+    /// When it happened.
+    pub time: BootTime,
+    /// What happened.
+    pub what: What,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum What {
+    /// A process was made.
+    Fork {
+        /// The new process.
+        child: Owner,
+        /// Who made it.
+        parent: ProcessId,
+        /// Whether it is a thread of the kernel's.
+        kernel_thread: bool,
+        /// The name it inherits.
+        command: Command,
+    },
+    /// A process became another program.
+    Exec {
+        /// Which.
+        owner: Owner,
+        /// Its new name.
+        command: Command,
+        /// The first of its arguments, each ended by a NUL.
+        arguments: Bytes,
+        /// Whether there are more of them.
+        cut: bool,
+    },
+    /// A process's last thread has gone.
+    Exit {
+        /// Which.
+        owner: Owner,
+        /// As wait(2) gives it.
+        wait_status: u32,
+        /// Its name at the end.
+        command: Command,
+    },
+    /// The kernel chose a process to kill for want of memory.
+    OomVictim {
+        /// Which.
+        owner: Owner,
+        /// Its name.
+        command: Command,
+    },
+    /// A process was moved; the owner has the cgroup it is in now.
+    Moved(Owner),
+    /// A cgroup was made.
+    CgroupMade(CgroupId, Arc<str>),
+    /// A cgroup was renamed.
+    CgroupRenamed(CgroupId, Arc<str>),
+    /// A cgroup was removed.
+    CgroupRemoved(CgroupId, Arc<str>),
+    /// A large or failed call of mmap, munmap, mremap or brk.
+    AddressSpace(address_space::Call),
+    /// A slow or failed I/O.
+    BlockIo(block_io::Completion),
+}
+
+/// Answers of /proc, cgroupfs and /sys to what records could not tell.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Processes nobody had heard of.
+    pub processes: Vec<FoundProcess>,
+    /// Processes that had gone without a record.
+    pub gone: Vec<ProcessId>,
+    /// Cgroups nobody had heard of, parents before children.
+    pub cgroups: Vec<(CgroupId, Arc<str>)>,
+    /// Cgroups that had gone without a record.
+    pub gone_cgroups: Vec<CgroupId>,
+    /// Names of block devices.
+    pub devices: Vec<(DeviceId, String)>,
+}
+
+impl Found {
+    /// Adds further answers.
+    pub fn extend(&mut self, other: Self) {
+        self.processes.extend(other.processes);
+        self.gone.extend(other.gone);
+        self.cgroups.extend(other.cgroups);
+        self.gone_cgroups.extend(other.gone_cgroups);
+        self.devices.extend(other.devices);
+    }
+}
+
+/// A process as /proc shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundProcess {
+    /// Which. Its start time is exact to a clock tick only, unless the kernel's counters had named it.
+    pub id: ProcessId,
+    /// Its parent now.
+    pub parent: Option<Tgid>,
+    /// Its name.
+    pub command: String,
+    /// Its arguments, joined by spaces, at most 256 bytes.
+    pub command_line: String,
+    /// Path of its cgroup in the hierarchy that is charged.
+    pub cgroup_path: Option<String>,
+    /// Whether it was still there; else only its id is known.
+    pub running: bool,
+}
+
+/// What a model does not know and a sample mentions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unknown {
+    /// Processes.
+    pub processes: Vec<ProcessId>,
+    /// Cgroups.
+    pub cgroups: Vec<CgroupId>,
+    /// Block devices.
+    pub devices: Vec<DeviceId>,
+}
+
+/// Counters that will not change any more and have been taken in: the kernel may forget them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Harvest {
+    /// Keys of page faults.
+    pub page_faults: Vec<Owner>,
+    /// Keys of address-space calls.
+    pub address_spaces: Vec<Owner>,
+    /// Keys of block I/O.
+    pub block_io: Vec<block_io::CellKey>,
+}

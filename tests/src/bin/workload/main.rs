@@ -1,0 +1,83 @@
+//! A process that does exactly what it is told, counts it by itself, and does nothing else meanwhile.
+//!
+//! `workload serve` reads one command a line and answers each with one line of JSON; between them it sleeps in read(2).
+//! Commands and answers go through buffers made at start, so the handshake neither allocates nor faults. Two more ways to
+//! start it, for processes that are not to stay: `workload exit CODE [MARK]` and `workload get SOCKET TARGET`.
+
+mod address_space;
+mod block_io;
+mod handshake;
+mod page_fault;
+mod processes;
+mod system;
+
+use anyhow::{Context, Result, bail};
+use handshake::{Arguments, Commands, Report};
+use std::{path::Path, process::ExitCode};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let result = match arguments.as_slice() {
+        ["serve", ..] => serve().map(|()| 0),
+        ["exit", code, ..] => processes::short_life(code),
+        ["get", socket, target] => get(socket, target).map(|()| 0),
+        _ => Err(anyhow::anyhow!("usage: workload serve | exit CODE [MARK] | get SOCKET TARGET")),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("workload: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> Result<()> {
+    let mut commands = Commands::new();
+    let mut report = Report::new();
+    report.send()?;
+    while let Some(line) = commands.next()? {
+        report.clear();
+        if let Err(error) = obey(line, &mut report) {
+            report.clear();
+            report.text("error", &format!("{error:#}"));
+        }
+        report.send()?;
+    }
+    Ok(())
+}
+
+fn obey(line: &str, report: &mut Report) -> Result<()> {
+    let mut arguments = Arguments::of(line);
+    match arguments.word("command")? {
+        "faults" => page_fault::faults(&mut arguments, report),
+        "storm" => page_fault::storm(&mut arguments, report),
+        "allocate" => page_fault::allocate(&mut arguments, report),
+        "maps" => address_space::maps(&mut arguments, report),
+        "large" => address_space::large(&mut arguments, report),
+        "failures" => address_space::failures(&mut arguments, report),
+        "direct" => block_io::direct(&mut arguments, report),
+        "batch" => block_io::batch(&mut arguments, report),
+        "buffered" => block_io::buffered(&mut arguments, report),
+        "flush" => block_io::flush(&mut arguments, report),
+        "discard" => block_io::discard(&mut arguments, report),
+        "spawn" => processes::spawn(&mut arguments, report),
+        "forks" => processes::forks(&mut arguments, report),
+        "children" => processes::children(&mut arguments, report),
+        "release" => processes::release(&mut arguments, report),
+        "reuse-pid" => processes::reuse_pid(&mut arguments, report),
+        "in-namespace" => processes::in_namespace(&mut arguments, report),
+        "exec" => processes::exec(&mut arguments),
+        "exit" => processes::exit(&mut arguments),
+        other => bail!("no command {other}"),
+    }
+}
+
+/// Asks the agent as whoever this process is: prints the status and the body, or fails as connect(2) did.
+fn get(socket: &str, target: &str) -> Result<()> {
+    let answer = tests::http::get(Path::new(socket), target)?;
+    let kind = answer.headers.get("content-type").map_or("", String::as_str);
+    println!("{} {kind}\n{}", answer.status, answer.body);
+    std::io::Write::flush(&mut std::io::stdout()).context("cannot print")
+}

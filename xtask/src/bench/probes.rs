@@ -1,0 +1,21 @@
+//! `cargo xtask bench probes`: hands over to the benchmark of that name, which stands beside the integration tests
+//! because it loads kernel programs as they do.
+
+use crate::process;
+use anyhow::Result;
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut command = process::cargo();
+    command.args(["bench", "--package", "tests", "--bench", "probes"]);
+    if options.json {
+        command.args(["--quiet", "--", "--json"]);
+    }
+    process::run(&mut command)
+}

@@ -1,0 +1,216 @@
+//! `cargo xtask bench slowdown`: what ordinary work loses while the agent runs at defaults. Every piece of work is done in
+//! pairs, once with the agent and once without, close together in time and in alternating order, so that a machine that
+//! grows warmer or busier weighs on both alike.
+
+mod compiler;
+mod postgres;
+mod python;
+mod redis;
+mod server;
+mod workload;
+
+use super::{
+    agent_process::{self, Agent},
+    scratch::Scratch,
+    statistics::{median, median_absolute_deviation, median_interval},
+    table,
+};
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+use std::{path::Path, time::Duration};
+use workload::{Prepare, Workload};
+
+/// Measures ordinary work with and without the agent. Default rounds take some nine minutes.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Pairs of runs of each workload
+    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const LIMIT_PERCENT: f64 = 1.0;
+const GOAL_PERCENT: f64 = 0.3;
+const CONFIDENCE: f64 = 0.95;
+
+/// Attaching is over by then, so that a run pays for the agent's work and not for its start.
+const SETTLING_TIME: Duration = Duration::from_millis(700);
+
+const WORKLOADS: [(&str, Prepare); 4] = [
+    ("redis-benchmark", redis::prepare),
+    ("pgbench", postgres::prepare),
+    ("Python loop", python::prepare),
+    ("compile", compiler::prepare),
+];
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let agent = agent_process::build()?;
+    let results: Vec<Outcome> = WORKLOADS
+        .iter()
+        .map(|(name, prepare)| Outcome { name, result: measure(name, *prepare, options.rounds, &agent) })
+        .collect();
+    if options.json {
+        let rows: Vec<Value> = results.iter().map(Outcome::to_json).collect();
+        println!("{:#}", json!({ "limit_percent": LIMIT_PERCENT, "goal_percent": GOAL_PERCENT, "workloads": rows }));
+    } else {
+        print_results(&results);
+    }
+    if results.iter().any(|outcome| !matches!(&outcome.result, Ok(pairs) if pairs.is_within_limit())) {
+        bail!("not every workload was run and stayed within {LIMIT_PERCENT} %");
+    }
+    Ok(())
+}
+
+/// Prepares one workload, warms it up and runs its pairs. An error says why it could not be measured.
+fn measure(name: &str, prepare: Prepare, rounds: u32, agent: &Path) -> Result<Pairs> {
+    let scratch = Scratch::new("bench-slowdown")?;
+    eprintln!("{name}: preparing");
+    let mut workload = prepare(scratch.path())?;
+    workload.run()?;
+    let mut pairs = Pairs::default();
+    for round in 0..rounds {
+        let (without, with) = if round % 2 == 0 {
+            let without = workload.run()?;
+            (without, run_with_agent(&mut workload, agent, scratch.path())?)
+        } else {
+            let with = run_with_agent(&mut workload, agent, scratch.path())?;
+            (workload.run()?, with)
+        };
+        pairs.without.push(without.as_secs_f64());
+        pairs.with.push(with.as_secs_f64());
+        eprintln!("{name}: {}/{rounds}: {without:.3?} without, {with:.3?} with the agent", round + 1);
+    }
+    Ok(pairs)
+}
+
+fn run_with_agent(workload: &mut Workload, agent: &Path, scratch: &Path) -> Result<Duration> {
+    let agent = Agent::start(agent, scratch)?;
+    std::thread::sleep(SETTLING_TIME);
+    let duration = workload.run()?;
+    agent.stop()?;
+    Ok(duration)
+}
+
+/// What became of one workload.
+struct Outcome {
+    name: &'static str,
+    result: Result<Pairs>,
+}
+
+/// Seconds of the runs without and with the agent; those at one index were made one after the other.
+#[derive(Default)]
+struct Pairs {
+    without: Vec<f64>,
+    with: Vec<f64>,
+}
+
+impl Pairs {
+    /// By how much longer each pair's run with the agent took, in per cent.
+    fn slowdowns(&self) -> Vec<f64> {
+        self.with.iter().zip(&self.without).map(|(with, without)| percent_more(*with, *without)).collect()
+    }
+
+    fn is_within_limit(&self) -> bool {
+        median(&self.slowdowns()) <= LIMIT_PERCENT
+    }
+
+    /// Above the limit counts as broken even where the interval reaches below it: more rounds can clear it, hope cannot.
+    fn verdict(&self) -> &'static str {
+        let slowdown = median(&self.slowdowns());
+        let could_be_within =
+            median_interval(&self.slowdowns(), CONFIDENCE).is_none_or(|(low, _)| low <= LIMIT_PERCENT);
+        if slowdown <= GOAL_PERCENT {
+            "ok, within the goal"
+        } else if slowdown <= LIMIT_PERCENT {
+            "ok"
+        } else if could_be_within {
+            "BROKEN, or noise: more --rounds tell"
+        } else {
+            "BROKEN"
+        }
+    }
+}
+
+fn percent_more(value: f64, reference: f64) -> f64 {
+    100.0 * (value / reference - 1.0)
+}
+
+impl Outcome {
+    fn to_json(&self) -> Value {
+        let pairs = match &self.result {
+            Ok(pairs) => pairs,
+            Err(reason) => return json!({ "name": self.name, "not_run": format!("{reason:#}") }),
+        };
+        let slowdowns = pairs.slowdowns();
+        json!({
+            "name": self.name,
+            "without_seconds": pairs.without,
+            "with_seconds": pairs.with,
+            "slowdown_median_percent": median(&slowdowns),
+            "slowdown_deviation_percent": median_absolute_deviation(&slowdowns),
+            "slowdown_interval_percent": median_interval(&slowdowns, CONFIDENCE).map(|(low, high)| [low, high]),
+            "slowdown_of_medians_percent": percent_more(median(&pairs.with), median(&pairs.without)),
+            "within_limit": pairs.is_within_limit(),
+        })
+    }
+
+    fn row(&self) -> Option<Vec<String>> {
+        let pairs = self.result.as_ref().ok()?;
+        let slowdowns = pairs.slowdowns();
+        let interval = median_interval(&slowdowns, CONFIDENCE)
+            .map_or_else(|| "too few rounds".to_owned(), |(low, high)| format!("{low:+.2} … {high:+.2}"));
+        Some(vec![
+            self.name.to_owned(),
+            format!("{:.3} s", median(&pairs.without)),
+            format!("{:.3} s", median(&pairs.with)),
+            format!("{:+.2} %", percent_more(median(&pairs.with), median(&pairs.without))),
+            format!("{:+.2} %", median(&slowdowns)),
+            format!("{:.2}", median_absolute_deviation(&slowdowns)),
+            interval,
+            pairs.verdict().to_owned(),
+        ])
+    }
+}
+
+fn print_results(results: &[Outcome]) {
+    let header =
+        ["workload", "without", "with agent", "of medians", "median of pairs", "deviation", "95 % interval", ""];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    rows.extend(results.iter().filter_map(Outcome::row));
+    print!("{}", table::render(&rows));
+    for outcome in results {
+        if let Err(reason) = &outcome.result {
+            println!("{}: NOT RUN: {reason:#}", outcome.name);
+        }
+    }
+    println!("slowdown: limit {LIMIT_PERCENT} %, goal {GOAL_PERCENT} %, by the median of pairs");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(with: &[f64]) -> Pairs {
+        Pairs { without: vec![1.0; with.len()], with: with.to_vec() }
+    }
+
+    #[test]
+    fn pairs_are_judged_by_the_median_of_their_ratios() {
+        let quiet = pairs(&[1.001, 1.002, 1.0, 1.001, 1.5, 0.9]);
+        assert!((median(&quiet.slowdowns()) - 0.1).abs() < 1e-9);
+        assert_eq!(quiet.verdict(), "ok, within the goal");
+        assert_eq!(pairs(&[1.005; 8]).verdict(), "ok");
+        assert_eq!(pairs(&[1.02; 8]).verdict(), "BROKEN");
+        assert_eq!(pairs(&[0.9, 0.9, 1.02, 1.03, 1.03, 1.04]).verdict(), "BROKEN, or noise: more --rounds tell");
+    }
+
+    #[test]
+    fn what_was_not_run_is_never_within_the_limit() {
+        assert!(!Pairs::default().is_within_limit());
+        let outcome = Outcome { name: "pgbench", result: Err(anyhow::anyhow!("pgbench is missing")) };
+        assert_eq!(outcome.to_json(), json!({ "name": "pgbench", "not_run": "pgbench is missing" }));
+        assert!(outcome.row().is_none());
+    }
+}
