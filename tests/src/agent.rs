@@ -336,9 +336,17 @@ pub fn run_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output
     command.output().context("cannot start the agent")
 }
 
+/// Path of the agent's binary.
+///
+/// # Errors
+/// It is not built.
+pub fn binary() -> Result<PathBuf> {
+    built("monitor", "MONITOR_BIN")
+}
+
 /// The agent's binary, without settings from this environment.
 fn command() -> Result<Command> {
-    let mut command = Command::new(built("monitor", "MONITOR_BIN")?);
+    let mut command = Command::new(binary()?);
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("MONITOR_") && !KEPT_VARIABLES.contains(&name.as_str()) {

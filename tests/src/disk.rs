@@ -3,7 +3,9 @@
 //! A loop device over a file is a real device with a real queue that nobody else uses, so its books can be compared
 //! exactly: the kernel counts requests there by other code than the tracepoints the agent hooks.
 
+use crate::json;
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
@@ -127,6 +129,8 @@ pub struct Stat {
     pub discard_ops: u64,
     /// Bytes discarded.
     pub discard_bytes: u64,
+    /// Flushes completed.
+    pub flush_ops: u64,
 }
 
 impl Stat {
@@ -150,6 +154,24 @@ impl Stat {
             write_bytes: field(6)? * 512,
             discard_ops: field(11)?,
             discard_bytes: field(13)? * 512,
+            flush_ops: field(15)?,
+        })
+    }
+
+    /// The same counters of a subject, as the agent has them.
+    ///
+    /// # Errors
+    /// One is missing or null.
+    pub fn told(subject: &Value) -> Result<Self> {
+        let counter = |name: &str| json::count(subject, &format!("block_io.{name}_total"));
+        Ok(Self {
+            read_ops: counter("read_ops")?,
+            read_bytes: counter("read_bytes")?,
+            write_ops: counter("write_ops")?,
+            write_bytes: counter("write_bytes")?,
+            discard_ops: counter("discard_ops")?,
+            discard_bytes: counter("discard_bytes")?,
+            flush_ops: counter("flush_ops")?,
         })
     }
 
@@ -162,6 +184,7 @@ impl Stat {
             write_bytes: self.write_bytes - before.write_bytes,
             discard_ops: self.discard_ops - before.discard_ops,
             discard_bytes: self.discard_bytes - before.discard_bytes,
+            flush_ops: self.flush_ops - before.flush_ops,
         }
     }
 }
@@ -174,8 +197,9 @@ pub fn disk_of(path: &Path) -> Result<String> {
     let device = fs::metadata(path).with_context(|| format!("no {}", path.display()))?.dev();
     let (major, minor) = (libc::major(device), libc::minor(device));
     let link = format!("/sys/dev/block/{major}:{minor}");
-    let target = fs::canonicalize(&link)
-        .with_context(|| format!("{} lies on no block device: run the tests where /var/tmp is on a disk", path.display()))?;
+    let target = fs::canonicalize(&link).with_context(|| {
+        format!("{} lies on no block device: run the tests where /var/tmp is on a disk", path.display())
+    })?;
     let disk = if target.join("partition").exists() { target.parent().map(Path::to_owned) } else { Some(target) };
     let name = disk.as_deref().and_then(Path::file_name).with_context(|| format!("{link} leads nowhere"))?;
     Ok(name.to_string_lossy().into_owned())
@@ -195,6 +219,7 @@ mod tests {
             write_bytes: 8192,
             discard_ops: 7,
             discard_bytes: 12288,
+            flush_ops: 3,
         };
         assert_eq!(stat, expected);
         assert_eq!(stat.since(&stat), Stat::default());

@@ -209,7 +209,9 @@ mod tests {
 
     #[test]
     fn chunks_are_joined() {
-        let got = answer("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nab\n\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n");
+        let got = answer(
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nab\n\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n",
+        );
         assert_eq!(got.unwrap(), (200, "ab\n0123456789".into()));
     }
 
@@ -227,7 +229,13 @@ mod tests {
 
     #[test]
     fn what_is_not_http_is_an_error() {
-        for bytes in ["", "HTTP/1.1 200 OK\r\n", "SSH-2.0\r\n\r\n", "HTTP/1.1 200 OK\r\nno header\r\n\r\n", "HTTP/1.1 200 OK\n\n"] {
+        for bytes in [
+            "",
+            "HTTP/1.1 200 OK\r\n",
+            "SSH-2.0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nno header\r\n\r\n",
+            "HTTP/1.1 200 OK\n\n",
+        ] {
             assert!(answer(bytes).is_err(), "{bytes:?}");
         }
     }

@@ -8,9 +8,8 @@ use serde_json::Value;
 /// # Errors
 /// No such name; the error shows what is there instead.
 pub fn at<'a>(value: &'a Value, name: &str) -> Result<&'a Value> {
-    name.split('.').try_fold(value, |inner, part| {
-        inner.get(part).with_context(|| format!("no {name} (at {part}) in {inner}"))
-    })
+    name.split('.')
+        .try_fold(value, |inner, part| inner.get(part).with_context(|| format!("no {name} (at {part}) in {inner}")))
 }
 
 /// The counter at a dotted name.

@@ -11,6 +11,7 @@ pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod disk;
+pub mod expect;
 pub mod http;
 pub mod json;
 pub mod machine;

@@ -33,7 +33,8 @@ pub fn forks() -> Result<u64> {
 }
 
 fn parse_forks(stat: &str) -> Result<u64> {
-    let value = stat.lines().find_map(|l| l.strip_prefix("processes ")).context("/proc/stat has no line `processes`")?;
+    let value =
+        stat.lines().find_map(|l| l.strip_prefix("processes ")).context("/proc/stat has no line `processes`")?;
     value.trim().parse().with_context(|| format!("not a number of processes: {value:?}"))
 }
 

@@ -82,8 +82,12 @@ pub(crate) fn batch(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
     let blocks: usize = arguments.value("blocks")?;
     let bytes: usize = arguments.value("bytes")?;
     let mut memory = touched(blocks * bytes)?;
-    let mut requests: Vec<libc::iocb> =
-        memory.bytes_mut().chunks_mut(bytes).enumerate().map(|(i, b)| request(&file, operation, b, i * bytes)).collect();
+    let mut requests: Vec<libc::iocb> = memory
+        .bytes_mut()
+        .chunks_mut(bytes)
+        .enumerate()
+        .map(|(i, b)| request(&file, operation, b, i * bytes))
+        .collect();
     let mut pointers: Vec<*mut libc::iocb> = requests.iter_mut().map(|r| &raw mut *r).collect();
     let mut results = vec![[0u64; 4]; blocks];
     let mut context = 0u64;

@@ -7,8 +7,11 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     fs::File,
-    io::{PipeReader, PipeWriter, Read, Write},
-    os::{fd::FromRawFd, unix::fs::FileExt},
+    io::{self, Read, Write},
+    os::{
+        fd::{AsRawFd, FromRawFd},
+        unix::fs::FileExt,
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -20,124 +23,95 @@ const RETURN: u8 = 0xc3;
 /// Pages a storm touches before it gives them back.
 const STORM_PAGES: usize = 512;
 
-/// `faults ACCESS PAGES THREADS`: that many faults of one kind, shared out among threads. Tells them, and the process's
-/// own faults meanwhile by getrusage(2).
+/// `faults ACCESS PAGES THREADS`: that many faults of one kind, shared out among threads.
 pub(crate) fn faults(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
     let access = arguments.word("access")?;
     let pages: usize = arguments.value("pages")?;
     let threads: usize = arguments.value("threads")?;
     ensure!(threads > 0 && pages.is_multiple_of(threads), "{pages} pages cannot be shared by {threads} threads");
-    let usage = if threads == 1 {
-        touch(access, pages)?
+    if threads == 1 {
+        touch(access, pages)?;
     } else {
         thread::scope(|scope| {
             let each: Vec<_> = (0..threads).map(|_| scope.spawn(|| touch(access, pages / threads))).collect();
-            let touched = each.into_iter().map(|t| t.join().unwrap_or_else(|_| bail!("a thread panicked")));
-            touched.sum::<Result<u64>>()
-        })?
-    };
+            each.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|_| bail!("a thread panicked")))
+        })?;
+    }
     report.number("faults", pages as u64);
-    // Of the whole process: with several threads each sees the others' faults too.
-    report.number("usage_faults", usage);
     Ok(())
 }
 
-/// Faults once on each of `pages` fresh pages, and gives the process's faults in between.
-fn touch(access: &str, pages: usize) -> Result<u64> {
+/// Faults once on each of `pages` fresh pages.
+fn touch(access: &str, pages: usize) -> Result<()> {
     match access {
-        "user-read" => with_pages(pages, |memory, page| {
-            memory.read(page);
-        }),
-        "user-write" => with_pages(pages, Mapping::write),
-        "user-copy" => copy_on_write(pages),
-        "user-fetch" => fetch(pages),
-        "kernel-read" => send_through_pipe(pages),
-        "kernel-write" => fill_by_kernel(pages, false),
-        "kernel-copy" => fill_by_kernel(pages, true),
+        "user-read" => read_each(&Mapping::anonymous(pages * PAGE)?),
+        "user-write" => write_each(&Mapping::anonymous(pages * PAGE)?),
+        "user-copy" => write_each(&only_read(pages)?),
+        "user-fetch" => return fetch_each(pages),
+        "kernel-read" => return send_each(Mapping::anonymous(pages * PAGE)?),
+        "kernel-write" => return fill(Mapping::anonymous(pages * PAGE)?),
+        "kernel-copy" => return fill(only_read(pages)?),
         other => bail!("no access {other}"),
     }
+    Ok(())
 }
 
-fn counted(action: impl FnOnce() -> Result<()>) -> Result<u64> {
-    let before = system::faults();
-    action()?;
-    Ok(system::faults() - before)
-}
-
-fn with_pages(pages: usize, act: impl Fn(&Mapping, usize)) -> Result<u64> {
-    let memory = Mapping::anonymous(pages * PAGE)?;
-    counted(|| {
-        (0..pages).for_each(|page| act(&memory, page));
-        Ok(())
-    })
-}
-
-/// Reads first, which maps the page of zeroes everywhere, then writes.
-fn copy_on_write(pages: usize) -> Result<u64> {
-    let memory = Mapping::anonymous(pages * PAGE)?;
-    for page in 0..pages {
+fn read_each(memory: &Mapping) {
+    for page in 0..memory.pages() {
         memory.read(page);
     }
-    counted(|| {
-        (0..pages).for_each(|page| memory.write(page));
-        Ok(())
-    })
+}
+
+fn write_each(memory: &Mapping) {
+    (0..memory.pages()).for_each(|page| memory.write(page));
+}
+
+/// Memory that was read, which mapped the page of zeroes everywhere: writing to it copies, one fault a page.
+fn only_read(pages: usize) -> Result<Mapping> {
+    let memory = Mapping::anonymous(pages * PAGE)?;
+    read_each(&memory);
+    Ok(memory)
 }
 
 /// Calls a `ret` in each window of a file in memory.
-fn fetch(windows: usize) -> Result<u64> {
+fn fetch_each(windows: usize) -> Result<()> {
     let stride = FAULT_AROUND * PAGE;
     // SAFETY: the name is a C string; the descriptor that comes back is owned by nobody else.
     let file = unsafe {
         let descriptor = libc::memfd_create(c"code".as_ptr(), libc::MFD_CLOEXEC);
-        ensure!(descriptor >= 0, "memfd_create failed: {}", std::io::Error::last_os_error());
+        ensure!(descriptor >= 0, "memfd_create failed: {}", io::Error::last_os_error());
         File::from_raw_fd(descriptor)
     };
     file.set_len((windows * stride) as u64)?;
     for window in 0..windows {
         file.write_all_at(&[RETURN], (window * stride) as u64)?;
     }
-    let descriptor = std::os::fd::AsRawFd::as_raw_fd(&file);
-    let start = system::mmap(windows * stride, libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE, descriptor)
+    let start = system::mmap(windows * stride, libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE, file.as_raw_fd())
         .context("cannot map code")?;
     let code = Mapping { start: start as *mut u8, bytes: windows * stride };
-    counted(|| {
-        for window in 0..windows {
-            let address = code.start as usize + window * stride;
-            // SAFETY: a `ret` stands there, in executable memory: a function that does nothing.
-            let function: extern "C" fn() = unsafe { std::mem::transmute(address) };
-            function();
-        }
-        Ok(())
-    })
+    for window in 0..windows {
+        let address = code.start as usize + window * stride;
+        // SAFETY: a `ret` stands there, in executable memory: a function that does nothing.
+        let function: extern "C" fn() = unsafe { std::mem::transmute(address) };
+        function();
+    }
+    Ok(())
 }
 
 /// Lets the kernel read the first byte of each page.
-fn send_through_pipe(pages: usize) -> Result<u64> {
-    let mut memory = Mapping::anonymous(pages * PAGE)?;
-    let (mut reader, mut writer): (PipeReader, PipeWriter) = std::io::pipe()?;
-    let bytes = memory.bytes_mut();
-    counted(|| {
-        let mut received = [0];
-        for page in bytes.chunks(PAGE) {
-            writer.write_all(&page[..1])?;
-            reader.read_exact(&mut received)?;
-        }
-        Ok(())
-    })
+fn send_each(mut memory: Mapping) -> Result<()> {
+    let (mut reader, mut writer) = io::pipe()?;
+    let mut received = [0];
+    for page in memory.bytes_mut().chunks(PAGE) {
+        writer.write_all(&page[..1])?;
+        reader.read_exact(&mut received)?;
+    }
+    Ok(())
 }
 
-/// Lets the kernel write to each page: to fresh ones, or to such as were read before.
-fn fill_by_kernel(pages: usize, read_before: bool) -> Result<u64> {
-    let mut memory = Mapping::anonymous(pages * PAGE)?;
-    if read_before {
-        for page in 0..pages {
-            memory.read(page);
-        }
-    }
-    let mut zero = File::open("/dev/zero")?;
-    let bytes = memory.bytes_mut();
-    counted(|| zero.read_exact(bytes).context("cannot read zeroes"))
+/// Lets the kernel write to each page.
+fn fill(mut memory: Mapping) -> Result<()> {
+    File::open("/dev/zero")?.read_exact(memory.bytes_mut()).context("cannot read zeroes")
 }
 
 /// `storm PROCESSOR MILLISECONDS RUN`: writes to fresh pages on one processor, giving way after each RUN of them, for so
@@ -167,7 +141,7 @@ pub(crate) fn storm(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
 pub(crate) fn allocate(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
     let bytes: usize = arguments.value("bytes")?;
     let memory = Mapping::anonymous(bytes)?;
-    (0..memory.pages()).for_each(|page| memory.write(page));
+    write_each(&memory);
     report.number("bytes", bytes as u64);
     Ok(())
 }

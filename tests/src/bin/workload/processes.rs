@@ -43,7 +43,10 @@ pub(crate) fn spawn(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
         let i = rows.len();
         ensure!(i < 4 * count, "only {short} of {i} processes lived less than {SHORT:?}: this machine is too busy");
         let mut command = Command::new(&program);
-        command.args(["exit", &(i % 200).to_string(), &format!("{mark}-{i}")]).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .args(["exit", &(i % 200).to_string(), &format!("{mark}-{i}")])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         let start = Instant::now();
         let pid = command.spawn().context("cannot spawn")?.id();
         let gone = wait(pid as libc::pid_t)?;

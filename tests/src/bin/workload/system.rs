@@ -91,17 +91,6 @@ pub(crate) fn brk(end: usize) -> usize {
     end as usize
 }
 
-/// Faults of this process so far, minor and major, by getrusage(2).
-pub(crate) fn faults() -> u64 {
-    // SAFETY: an all-zero rusage is valid, and the kernel fills it.
-    let usage = unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &raw mut usage);
-        usage
-    };
-    (usage.ru_minflt + usage.ru_majflt) as u64
-}
-
 /// Keeps this process on one processor.
 pub(crate) fn pin(processor: usize) -> Result<()> {
     // SAFETY: an all-zero set is valid and empty; CPU_SET checks its bounds.

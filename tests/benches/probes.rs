@@ -1,0 +1,295 @@
+//! `cargo xtask bench probes`: mean run time of every kernel program, next to an empty program on the same hook in the
+//! same run. Both are timed by the kernel's own statistics, so their difference is what our code costs per event.
+//!
+//! Needs root. Prints a table, or with `--json` one JSON document.
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    programs::{BtfTracePoint, TracePoint},
+};
+use monitor::{
+    config::Config,
+    doctor,
+    kernel::{
+        attach::{Attached, Loader},
+        objects,
+        plan::{self, Hook, Wish},
+        program::StatisticsWindow,
+        support::Support,
+        syscall::{self, ProgramStatistics},
+    },
+    source::Source,
+};
+use serde_json::json;
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{FileExt, OpenOptionsExt},
+    },
+    process::Command,
+};
+
+/// Rounds of every workload; the median of their means is told.
+const ROUNDS: usize = 7;
+/// Goals, in nanoseconds above the empty program.
+const PAGE_FAULT_GOAL_NS: f64 = 10.0;
+const BLOCK_IO_GOAL_NS: f64 = 150.0;
+
+fn main() -> Result<()> {
+    let as_json = std::env::args().any(|argument| argument == "--json");
+    let config = Config::default();
+    let support = doctor::examine_fields(&config);
+    let settings = doctor::settings(&config);
+    let loader = Loader::new(&support, &settings);
+    let btf = Btf::from_sys_fs().context("this benchmark needs the kernel's BTF")?;
+    let _window = StatisticsWindow::open().context("switching on run-time statistics needs CAP_SYS_ADMIN")?;
+
+    let mut probes = Vec::new();
+    let mut attached = Vec::new();
+    for source in Source::ALL {
+        let outcome = loader.attach(&plan::plan(source, &support.facts, &Wish::default()));
+        let Some(source) = outcome.attached else { bail!("{source} cannot be attached: {:?}", outcome.refused) };
+        for attachment in source.rung.attachments {
+            probes.push(Probe::new(&source, attachment.program, attachment.hook, &support, &btf)?);
+        }
+        attached.push(source);
+    }
+
+    workload()?;
+    for _ in 0..ROUNDS {
+        probes.iter_mut().try_for_each(Probe::begin_round)?;
+        workload()?;
+        probes.iter_mut().try_for_each(Probe::end_round)?;
+    }
+    report(&probes, &support, as_json)
+}
+
+/// One of our programs and an empty one beside it.
+struct Probe {
+    source: Source,
+    name: &'static str,
+    hook: Hook,
+    ours: Timed,
+    empty: Timed,
+    _empty: Empty,
+}
+
+/// Statistics of one program, by round.
+struct Timed {
+    program: OwnedFd,
+    before: ProgramStatistics,
+    means: Vec<f64>,
+    runs: u64,
+}
+
+/// Keeps an empty program attached.
+struct Empty {
+    _object: Ebpf,
+    _event: Option<OwnedFd>,
+}
+
+impl Probe {
+    fn new(source: &Attached, name: &'static str, hook: Hook, support: &Support, btf: &Btf) -> Result<Self> {
+        let program = source.object.program(name).context("a program of the rung")?;
+        let (empty, empty_program) = attach_empty(hook, support, btf).with_context(|| format!("an empty program on {hook}"))?;
+        Ok(Self {
+            source: source.source,
+            name,
+            hook,
+            ours: Timed::new(program.fd()?.as_fd().try_clone_to_owned()?),
+            empty: Timed::new(empty_program),
+            _empty: empty,
+        })
+    }
+
+    fn begin_round(&mut self) -> Result<()> {
+        self.ours.begin()?;
+        self.empty.begin()
+    }
+
+    fn end_round(&mut self) -> Result<()> {
+        self.ours.end()?;
+        self.empty.end()
+    }
+
+    /// Nanoseconds above empty; none where nothing happened.
+    fn above_empty(&self) -> Option<f64> {
+        Some(self.ours.median()? - self.empty.median()?)
+    }
+}
+
+impl Timed {
+    fn new(program: OwnedFd) -> Self {
+        Self { program, before: ProgramStatistics::default(), means: Vec::new(), runs: 0 }
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.before = syscall::program_statistics(self.program.as_fd())?;
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let now = syscall::program_statistics(self.program.as_fd())?;
+        let runs = now.runs - self.before.runs;
+        if runs > 0 {
+            self.means.push((now.run_time_ns - self.before.run_time_ns) as f64 / runs as f64);
+            self.runs += runs;
+        }
+        Ok(())
+    }
+
+    fn median(&self) -> Option<f64> {
+        let mut means = self.means.clone();
+        means.sort_by(f64::total_cmp);
+        means.get(means.len() / 2).copied()
+    }
+}
+
+fn attach_empty(hook: Hook, support: &Support, btf: &Btf) -> Result<(Empty, OwnedFd)> {
+    let mut object = EbpfLoader::new().btf(None).load(&objects::empty())?;
+    let (name, event) = match hook {
+        Hook::TpBtf(tracepoint) => {
+            let program: &mut BtfTracePoint = object.program_mut("empty_tp_btf").context("no program")?.try_into()?;
+            program.load(tracepoint, btf)?;
+            program.attach()?;
+            ("empty_tp_btf", None)
+        }
+        Hook::SyscallTracepoint(tracepoint) => {
+            let program: &mut TracePoint = object.program_mut("empty_tracepoint").context("no program")?.try_into()?;
+            program.load()?;
+            let tracefs = support.tracefs.as_ref().context("no tracing file system")?;
+            let id = tracefs.tracepoint("syscalls", tracepoint)?;
+            ("empty_tracepoint", Some(syscall::attach_tracepoint(id, program.fd()?.as_fd())?))
+        }
+        other => bail!("there is no empty program for {other}"),
+    };
+    let program = object.program(name).context("no program")?.fd()?.as_fd().try_clone_to_owned()?;
+    Ok((Empty { _object: object, _event: event }, program))
+}
+
+/// One round: faults, calls and I/O in bursts, as they come.
+fn workload() -> Result<()> {
+    fault_storm(25_000)?;
+    address_space_calls(5_000)?;
+    direct_reads(400)?;
+    for _ in 0..30 {
+        Command::new("/bin/true").status().context("/bin/true")?;
+    }
+    Ok(())
+}
+
+const PAGE: usize = 4096;
+
+fn map(bytes: usize) -> Result<*mut libc::c_void> {
+    // SAFETY: a new private mapping at an address of the kernel's choice.
+    let memory = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            bytes,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    if memory == libc::MAP_FAILED { Err(std::io::Error::last_os_error().into()) } else { Ok(memory) }
+}
+
+fn fault_storm(pages: usize) -> Result<()> {
+    let memory = map(pages * PAGE)?;
+    // SAFETY: within the mapping, which nothing else uses.
+    unsafe {
+        libc::madvise(memory, pages * PAGE, libc::MADV_NOHUGEPAGE);
+        for page in 0..pages {
+            memory.cast::<u8>().add(page * PAGE).write_volatile(1);
+        }
+        libc::munmap(memory, pages * PAGE);
+    }
+    Ok(())
+}
+
+fn address_space_calls(count: usize) -> Result<()> {
+    for _ in 0..count {
+        let memory = map(PAGE)?;
+        // SAFETY: the mapping just made; the heap's end is only asked for.
+        unsafe {
+            let memory = libc::mremap(memory, PAGE, 2 * PAGE, libc::MREMAP_MAYMOVE);
+            libc::munmap(memory, 2 * PAGE);
+            libc::syscall(libc::SYS_brk, 0);
+        }
+    }
+    Ok(())
+}
+
+/// A file on a disk, deleted at once.
+fn disk_file() -> Result<File> {
+    let path = format!("/var/tmp/monitor-bench-{}", std::process::id());
+    let file = OpenOptions::new().read(true).write(true).create_new(true).custom_flags(libc::O_DIRECT).open(&path)?;
+    std::fs::remove_file(&path)?;
+    Ok(file)
+}
+
+#[repr(align(4096))]
+struct Block([u8; PAGE]);
+
+fn direct_reads(count: u64) -> Result<()> {
+    let file = disk_file().context("a file for direct I/O in /var/tmp")?;
+    let mut block = Box::new(Block([7; PAGE]));
+    for index in 0..64 {
+        file.write_all_at(&block.0, index * 2 * PAGE as u64)?;
+    }
+    for index in 0..count {
+        file.read_exact_at(&mut block.0, index % 64 * 2 * PAGE as u64)?;
+    }
+    Ok(())
+}
+
+fn report(probes: &[Probe], support: &Support, as_json: bool) -> Result<()> {
+    let sum = |source: Source| {
+        // What all hooks of a source cost one event that passes each of them once.
+        probes.iter().filter(|probe| probe.source == source).filter_map(Probe::above_empty).sum::<f64>()
+    };
+    let page_fault = probes.iter().find(|probe| probe.name == "page_fault_user").and_then(Probe::above_empty);
+    let goals = [
+        ("page_fault_user, per fault", page_fault.unwrap_or(f64::INFINITY), PAGE_FAULT_GOAL_NS),
+        ("block_io, all hooks, per I/O", sum(Source::BlockIo), BLOCK_IO_GOAL_NS),
+    ];
+    if as_json {
+        let programs: Vec<_> = probes
+            .iter()
+            .map(|probe| {
+                json!({
+                    "program": probe.name, "hook": probe.hook.to_string(), "runs": probe.ours.runs,
+                    "mean_ns": probe.ours.median(), "empty_mean_ns": probe.empty.median(), "above_empty_ns": probe.above_empty(),
+                })
+            })
+            .collect();
+        let goals: BTreeMap<_, _> =
+            goals.iter().map(|(name, ns, goal)| (name, json!({"ns": ns, "goal_ns": goal, "met": ns <= goal}))).collect();
+        println!("{:#}", json!({"kernel": support.facts.kernel_release, "rounds": ROUNDS, "programs": programs, "goals": goals}));
+    } else {
+        println!("Linux {}, median of {ROUNDS} rounds, nanoseconds per event\n", support.facts.kernel_release);
+        println!("{:<28} {:<34} {:>9} {:>8} {:>8} {:>12}", "PROGRAM", "HOOK", "RUNS", "MEAN", "EMPTY", "ABOVE EMPTY");
+        let show = |ns: Option<f64>| ns.map_or("-".to_owned(), |ns| format!("{ns:.1}"));
+        for p in probes {
+            println!(
+                "{:<28} {:<34} {:>9} {:>8} {:>8} {:>12}",
+                p.name,
+                p.hook.to_string(),
+                p.ours.runs,
+                show(p.ours.median()),
+                show(p.empty.median()),
+                show(p.above_empty())
+            );
+        }
+        println!();
+        for (name, ns, goal) in goals {
+            let verdict = if ns <= goal { "met" } else { "not met" };
+            println!("{name}: {ns:.1} ns above empty; goal {goal:.0} ns: {verdict}");
+        }
+    }
+    Ok(())
+}

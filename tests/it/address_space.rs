@@ -1,0 +1,90 @@
+//! Source `address_space`, against what the workload called, with which sizes.
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tests::{Agent, Machine, Workload, agent::Measured, expect, json};
+
+/// Page size, as the events round to.
+const MIB: i64 = 1 << 20;
+
+/// Every counter of the workload's report grew by exactly what the report says.
+fn all_exact(measured: &Measured) -> Result<()> {
+    let made = measured.made.as_object().context("no report")?;
+    for (name, value) in made {
+        let value = value.as_u64().context("no count")?;
+        expect::exactly(name, measured.grown(&format!("address_space.{name}"))?, value)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn calls_bytes_and_kinds_are_exactly_the_workloads() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    // Also a size that is not a whole number of pages, and one that takes other paths in the kernel.
+    for command in ["maps 500 4096", "maps 300 10000", "maps 50 5000000"] {
+        all_exact(&agent.measure(&mut workload, command)?).context(command)?;
+    }
+    agent.stop()
+}
+
+#[test]
+fn failed_calls_are_counted_as_calls_and_as_failures_without_bytes() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    all_exact(&agent.measure(&mut workload, "failures 300")?)?;
+    agent.stop()
+}
+
+/// The address-space events of a process so far: call, bytes, error.
+fn events(agent: &Agent, pid: u32) -> Result<Vec<Value>> {
+    agent.events(|event| event["event"] == "address_space" && event["pid"] == pid)
+}
+
+#[test]
+fn each_large_call_is_told_with_its_place_and_size_and_small_ones_are_not() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&["--set", "address_space.large_call=1MiB"])?;
+    let mut workload = Workload::start()?;
+    workload.run("maps 5 500000")?;
+    let made = workload.run(&format!("large {}", 2 * MIB))?;
+    agent.settle()?;
+    let told = events(&agent, workload.pid())?;
+    let expected = [
+        ("mmap_anonymous", "mmap_anonymous", 2 * MIB),
+        ("mmap_file", "mmap_file", 2 * MIB),
+        ("mremap", "mremap", 2 * MIB),
+        ("munmap", "munmap", 4 * MIB),
+        ("munmap", "mmap_file", 2 * MIB),
+        ("brk", "", 2 * MIB),
+        ("brk", "brk", -2 * MIB),
+    ];
+    expect::exactly("large calls", told.len(), expected.len()).with_context(|| format!("{told:?}"))?;
+    for (event, (call, address, bytes)) in told.iter().zip(expected) {
+        expect::exactly("call", &event["call"], &Value::from(call))?;
+        expect::exactly(call, &event["bytes"], &Value::from(bytes))?;
+        expect::exactly("thread", &event["tid"], &Value::from(workload.pid()))?;
+        expect::exactly("error", &event["error"], &Value::Null)?;
+        let heap_end = json::count(&made, "brk")? + 2 * MIB as u64;
+        let address = if address.is_empty() { heap_end } else { json::count(&made, address)? };
+        expect::exactly(&format!("address of {call}"), json::count(event, "address")?, address)?;
+    }
+    agent.stop()
+}
+
+#[test]
+fn each_failed_call_is_told_with_its_error() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    workload.run("failures 1")?;
+    agent.settle()?;
+    let told = events(&agent, workload.pid())?;
+    let told: Vec<(&str, &str)> =
+        told.iter().map(|e| Ok((json::text(e, "call")?, json::text(e, "error")?))).collect::<Result<_>>()?;
+    let expected = [("mmap_anonymous", "EINVAL"), ("munmap", "EINVAL"), ("mremap", "EFAULT"), ("brk", "ENOMEM")];
+    expect::exactly("failed calls", told.as_slice(), &expected)?;
+    agent.stop()
+}

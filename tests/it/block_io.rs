@@ -1,0 +1,253 @@
+//! Source `block_io`, against what the workload read and wrote and what /sys/block counts.
+//!
+//! On a loop device that only the workload uses, the agent's totals must equal the kernel's, whatever it split or joined.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::{fs, io::Write};
+use tests::{
+    Agent, LoopDevice, Machine, Workload,
+    agent::Measured,
+    clock::{PATIENCE, wait_until},
+    disk::{self, Stat},
+    expect, json,
+};
+
+const MIB: u64 = 1 << 20;
+/// Blocks of a run; they lie a block apart.
+const BLOCKS: u64 = 500;
+const BLOCK_BYTES: u64 = 4096;
+
+/// What a process's counters grew by.
+fn grown(measured: &Measured) -> Result<Stat> {
+    Ok(Stat::told(&measured.after)?.since(&Stat::told(&measured.before)?))
+}
+
+/// What the agent has of a device; nothing where it has not seen any of its I/O.
+fn of_device(agent: &Agent, name: &str) -> Result<Stat> {
+    agent.block_device(name)?.map_or(Ok(Stat::default()), |device| Stat::told(&device))
+}
+
+/// A device and its counters before, in /sys/block and in the agent.
+struct Watched<'a> {
+    agent: &'a Agent,
+    device: &'a LoopDevice,
+    kernel: Stat,
+    told: Stat,
+}
+
+impl<'a> Watched<'a> {
+    fn start(agent: &'a Agent, device: &'a LoopDevice) -> Result<Self> {
+        agent.settle()?;
+        Ok(Self { agent, device, kernel: device.stat()?, told: of_device(agent, device.name())? })
+    }
+
+    /// Both grew by the same; gives by how much.
+    fn same_growth(self) -> Result<Stat> {
+        self.agent.settle()?;
+        let kernel = self.device.stat()?.since(&self.kernel);
+        let told = of_device(self.agent, self.device.name())?.since(&self.told);
+        expect::exactly(&format!("/sys/block/{}/stat", self.device.name()), told, kernel)?;
+        Ok(kernel)
+    }
+}
+
+#[test]
+fn direct_io_on_a_disk_is_exact_and_its_latency_is_below_what_the_caller_saw() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let mut file = tempfile::NamedTempFile::new_in("/var/tmp")?;
+    file.write_all(&vec![1; (2 * BLOCKS * BLOCK_BYTES) as usize])?;
+    file.as_file().sync_all()?;
+    let (path, disk) = (file.path().display().to_string(), disk::disk_of(file.path())?);
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    for (operation, latency) in [("read", "read_latency"), ("write", "write_latency")] {
+        let kernel_before = Stat::of(&disk)?;
+        agent.settle()?;
+        let device_before = of_device(&agent, &disk)?;
+        let measured = agent.measure(&mut workload, &format!("direct {operation} {path} {BLOCKS} {BLOCK_BYTES}"))?;
+        let device = of_device(&agent, &disk)?.since(&device_before);
+        let kernel = Stat::of(&disk)?.since(&kernel_before);
+        expect::exactly(operation, grown(&measured)?, only(operation, BLOCKS, BLOCKS * BLOCK_BYTES))?;
+        let ops = |stat: Stat| if operation == "read" { stat.read_ops } else { stat.write_ops };
+        expect::between(&format!("{operation}s of {disk}"), BLOCKS, ops(device), ops(kernel))?;
+        plausible_latency(&measured, latency)?;
+    }
+    agent.stop()
+}
+
+fn only(operation: &str, ops: u64, bytes: u64) -> Stat {
+    match operation {
+        "read" => Stat { read_ops: ops, read_bytes: bytes, ..Stat::default() },
+        _ => Stat { write_ops: ops, write_bytes: bytes, ..Stat::default() },
+    }
+}
+
+/// The device answered within the time the workload waited, and took a good part of it.
+fn plausible_latency(measured: &Measured, name: &str) -> Result<()> {
+    let told = json::at(&measured.after, &format!("block_io.{name}"))?;
+    expect::exactly(name, json::count(told, "count")?, BLOCKS)?;
+    let waited = |quantile: &str| json::count(&measured.made, quantile);
+    // A sixteenth for the width of a histogram's buckets.
+    expect::between(name, waited("p50_ns")? / 10, json::count(told, "p50_ns")?, waited("p50_ns")? * 17 / 16)?;
+    expect::between(name, waited("p50_ns")? / 2, json::count(told, "max_ns")?, waited("max_ns")? * 17 / 16)?;
+    let order = ["p50_ns", "p90_ns", "p99_ns", "max_ns"].map(|quantile| told[quantile].as_u64());
+    ensure!(order.is_sorted(), "{name} is not in order: {told}");
+    let growth = json::number(&measured.after, "block_io.wait_seconds_total")?
+        - json::number(&measured.before, "block_io.wait_seconds_total")?;
+    let waited_seconds = waited("wait_ns")? as f64 / 1e9;
+    ensure!(growth > 0.0 && growth < waited_seconds, "{growth} s of waiting told, {waited_seconds} s waited");
+    Ok(())
+}
+
+#[test]
+fn every_operation_on_a_device_is_exact_by_process_and_by_device() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(16 * MIB)?;
+    let path = device.path().display().to_string();
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    let runs = [
+        (format!("direct read {path} {BLOCKS} 4096"), only("read", BLOCKS, BLOCKS * 4096)),
+        (format!("direct write {path} 100 16384"), only("write", 100, 100 * 16384)),
+        (format!("flush {path} 30"), Stat { flush_ops: 30, ..Stat::default() }),
+        (format!("discard {path} 40 65536"), Stat { discard_ops: 40, discard_bytes: 40 * 65536, ..Stat::default() }),
+    ];
+    for (command, expected) in runs {
+        let watched = Watched::start(&agent, &device)?;
+        let measured = agent.measure(&mut workload, &command)?;
+        expect::exactly(&command, grown(&measured)?, expected)?;
+        expect::exactly("the device", watched.same_growth()?, expected).context(command)?;
+    }
+    let process = agent.process(workload.pid())?;
+    for latency in ["queue_latency", "device_latency"] {
+        let count = json::count(&process, &format!("block_io.{latency}.count"))?;
+        expect::exactly(latency, count, BLOCKS + 100 + 30 + 40)?;
+    }
+    agent.stop()
+}
+
+#[test]
+fn joined_and_split_requests_are_counted_as_the_device_got_them() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(32 * MIB)?;
+    let path = device.path().display().to_string();
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    for operation in ["read", "write"] {
+        let watched = Watched::start(&agent, &device)?;
+        let measured = agent.measure(&mut workload, &format!("batch {operation} {path} 32 4096"))?;
+        let joined = grown(&measured)?;
+        expect::exactly("joined", joined, watched.same_growth()?)?;
+        expect::exactly("joined", joined.read_bytes + joined.write_bytes, 32 * 4096)?;
+        ensure!(joined.read_ops + joined.write_ops < 32, "nothing was joined: {joined:?}");
+
+        let watched = Watched::start(&agent, &device)?;
+        let measured = agent.measure(&mut workload, &format!("direct {operation} {path} 4 {}", 4 * MIB))?;
+        let split = grown(&measured)?;
+        expect::exactly("split", split, watched.same_growth()?)?;
+        expect::exactly("split", split.read_bytes + split.write_bytes, 16 * MIB)?;
+        ensure!(split.read_ops + split.write_ops > 4, "nothing was split: {split:?}");
+    }
+    agent.stop()
+}
+
+#[test]
+fn what_goes_through_the_page_cache_is_the_writers_when_it_waits_for_it() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(16 * MIB)?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    let watched = Watched::start(&agent, &device)?;
+    let command = format!("buffered {} {}", device.path().display(), 8 * MIB);
+    let told = grown(&agent.measure(&mut workload, &command)?)?;
+    expect::exactly("by device", told, watched.same_growth()?)?;
+    expect::exactly("bytes", told.write_bytes, 8 * MIB)?;
+    agent.stop()
+}
+
+#[test]
+fn each_of_several_submitters_is_charged_its_own_whoever_issues() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(16 * MIB)?;
+    let path = device.path().display().to_string();
+    let agent = Agent::start(&[])?;
+    for scheduler in ["none", "mq-deadline"] {
+        device.set_queue("scheduler", scheduler)?;
+        let watched = Watched::start(&agent, &device)?;
+        let mut workloads = [Workload::start()?, Workload::start()?, Workload::start()?];
+        for (workload, bytes) in workloads.iter_mut().zip([4096, 8192, 12288]) {
+            workload.send(&format!("direct write {path} {BLOCKS} {bytes}"))?;
+        }
+        for workload in &mut workloads {
+            workload.receive()?;
+        }
+        watched.same_growth()?;
+        for (workload, bytes) in workloads.iter().zip([4096, 8192, 12288]) {
+            let told = Stat::told(&agent.process(workload.pid())?)?;
+            expect::exactly(scheduler, told, only("write", BLOCKS, BLOCKS * bytes))?;
+        }
+    }
+    agent.stop()
+}
+
+#[test]
+fn failed_requests_are_counted_as_errors_without_bytes_and_each_is_told() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(MIB)?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    device.truncate_backing(0)?;
+    let measured =
+        agent.measure(&mut workload, &format!("direct read {} 20 {BLOCK_BYTES}", device.path().display()))?;
+    expect::exactly("failures of the workload", json::count(&measured.made, "failed")?, 20)?;
+    expect::exactly("errors", measured.grown("block_io.errors_total")?, 20)?;
+    expect::exactly("requests", grown(&measured)?, only("read", 20, 0))?;
+    let told = failed(&agent, workload.pid())?;
+    expect::exactly("events", told.len(), 20)?;
+    for (i, event) in told.iter().enumerate() {
+        expect::exactly("device", json::text(event, "device")?, device.name())?;
+        expect::exactly("operation", json::text(event, "operation")?, "read")?;
+        expect::exactly("sector", json::count(event, "sector")?, i as u64 * 2 * BLOCK_BYTES / 512)?;
+        ensure!(!json::text(event, "error")?.is_empty(), "no error in {event}");
+    }
+    agent.stop()
+}
+
+fn failed(agent: &Agent, pid: u32) -> Result<Vec<Value>> {
+    agent.events(|event| event["event"] == "block_io" && event["pid"] == pid && !event["error"].is_null())
+}
+
+#[test]
+fn each_slow_request_is_told() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(MIB)?;
+    let agent = Agent::start(&["--set", "block_io.slow=1us"])?;
+    let mut workload = Workload::start()?;
+    workload.run(&format!("direct write {} 50 8192", device.path().display()))?;
+    let of_workload = |event: &Value| event["event"] == "block_io" && event["pid"] == workload.pid();
+    let told = wait_until("fifty slow requests", PATIENCE, || {
+        let told = agent.events(of_workload)?;
+        Ok((told.len() >= 50).then_some(told))
+    })?;
+    expect::exactly("events", told.len(), 50)?;
+    for event in &told {
+        expect::exactly("bytes", json::count(event, "bytes")?, 8192)?;
+        expect::exactly("operation", json::text(event, "operation")?, "write")?;
+        ensure!(json::count(event, "queue_ns")? + json::count(event, "device_ns")? >= 1000, "not slow: {event}");
+    }
+    agent.stop()
+}
+
+#[test]
+fn a_device_is_told_by_its_name_and_number() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(MIB)?;
+    let agent = Agent::start(&[])?;
+    Workload::start()?.run(&format!("direct read {} 1 4096", device.path().display()))?;
+    agent.settle()?;
+    let told = agent.block_device(device.name())?.context("the device is not listed")?;
+    let number = fs::read_to_string(format!("/sys/block/{}/dev", device.name()))?;
+    expect::exactly("device", json::text(&told, "device")?, number.trim())?;
+    agent.stop()
+}
