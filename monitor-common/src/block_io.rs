@@ -55,13 +55,11 @@ pub struct Cell {
     pub bytes: u64,
     /// Requests that failed.
     pub errors: u64,
-    /// Time from submission to issue, summed, in nanoseconds.
-    pub queue_ns: u64,
-    /// Time from issue to completion, summed, in nanoseconds.
-    pub device_ns: u64,
+    /// Time from submission to completion, summed, in nanoseconds.
+    pub wait_ns: u64,
 }
 
-const _: () = assert!(size_of::<Cell>() == 40);
+const _: () = assert!(size_of::<Cell>() == 32);
 
 /// A request in flight, kept in the kernel under its address. Drivers reuse theirs, so the entry stays when the request
 /// is done and only the first use of each ever inserts.
@@ -76,21 +74,15 @@ pub struct Request {
     pub issued_ns: u64,
     /// Bytes completed so far; drivers may complete in parts.
     pub bytes: u64,
-    /// First sector.
-    pub sector: u64,
-    /// See [`CellKey::device`].
-    pub device: u32,
+    /// First error of any part, as the kernel gives it; 0 is none.
+    pub status: u32,
     /// One of [`operation`].
     pub operation: u16,
     /// Always 0.
     pub reserved: u16,
-    /// First error of any part, as the kernel gives it; 0 is none.
-    pub status: u32,
-    /// Always 0.
-    pub reserved2: u32,
 }
 
-const _: () = assert!(size_of::<Request>() == 72);
+const _: () = assert!(size_of::<Request>() == 56);
 
 /// Kind of the only ring record of this source.
 pub const SLOW_OR_FAILED: u32 = 1;

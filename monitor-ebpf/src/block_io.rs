@@ -58,6 +58,8 @@ mod flag {
     pub(super) const DISCARD: u32 = 3;
     pub(super) const SECURE_ERASE: u32 = 5;
 }
+/// Unit of `request.__sector`, whatever the device's own.
+const SECTOR_BYTES: u64 = 512;
 /// `task_struct.flags` of a kernel thread.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -127,15 +129,12 @@ fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
     let entry = unsafe {
         Request {
             owner: submitter(request),
-            submitted_ns: now(),
+            submitted_ns: submitted_ns(request),
             issued_ns: 0,
             bytes: 0,
-            sector: request.read(&fields::REQUEST_SECTOR),
-            device: device(request),
+            status: 0,
             operation: operation(request),
             reserved: 0,
-            status: 0,
-            reserved2: 0,
         }
     };
     if let Some(old) = REQUESTS.get_ptr_mut(request.0) {
@@ -164,6 +163,7 @@ fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) ->
     // SAFETY: a value of the map, of a request that one CPU completes; the tracepoint's argument is a request.
     unsafe {
         let entry = &mut *entry;
+        let before = entry.bytes;
         if status == 0 {
             entry.bytes += u64::from(bytes);
         } else if entry.status == 0 {
@@ -179,9 +179,12 @@ fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) ->
         let queue_ns = issued.saturating_sub(entry.submitted_ns);
         let device_ns = done.saturating_sub(issued);
         entry.submitted_ns = 0;
-        account(ctx, entry, queue_ns, device_ns);
+        let device = device(request);
+        account(ctx, entry, device, queue_ns, device_ns);
         if queue_ns + device_ns >= SLOW_NS.load() || entry.status != 0 {
-            send(entry, queue_ns, device_ns);
+            // The request's own sector has moved on with the parts that were completed before.
+            let sector = request.read::<u64>(&fields::REQUEST_SECTOR).saturating_sub(before / SECTOR_BYTES);
+            send(entry, device, sector, queue_ns, device_ns);
         }
     }
     0
@@ -200,10 +203,10 @@ fn unknown(request: Kernel) {
 }
 
 #[inline(always)]
-fn account(ctx: &impl EbpfContext, entry: &Request, queue_ns: u64, device_ns: u64) {
+fn account(ctx: &impl EbpfContext, entry: &Request, device: u32, queue_ns: u64, device_ns: u64) {
     let mut key = CellKey {
         owner: entry.owner,
-        device: entry.device,
+        device,
         operation: entry.operation,
         reserved: 0,
         queue_bucket: histogram::bucket(queue_ns),
@@ -227,8 +230,7 @@ fn account(ctx: &impl EbpfContext, entry: &Request, queue_ns: u64, device_ns: u6
     unsafe {
         counter::add(&raw mut (*cell).count, 1);
         counter::add(&raw mut (*cell).bytes, entry.bytes);
-        counter::add(&raw mut (*cell).queue_ns, queue_ns);
-        counter::add(&raw mut (*cell).device_ns, device_ns);
+        counter::add(&raw mut (*cell).wait_ns, queue_ns + device_ns);
         if entry.status != 0 {
             counter::add(&raw mut (*cell).errors, 1);
         }
@@ -238,14 +240,14 @@ fn account(ctx: &impl EbpfContext, entry: &Request, queue_ns: u64, device_ns: u6
 #[inline(always)]
 fn find_or_insert(key: &CellKey) -> Option<*mut Cell> {
     CELLS.get_ptr_mut(key).or_else(|| {
-        let empty = Cell { count: 0, bytes: 0, errors: 0, queue_ns: 0, device_ns: 0 };
+        let empty = Cell { count: 0, bytes: 0, errors: 0, wait_ns: 0 };
         let _ = CELLS.insert(key, empty, u64::from(BPF_NOEXIST));
         CELLS.get_ptr_mut(key)
     })
 }
 
 #[inline(always)]
-fn send(entry: &Request, queue_ns: u64, device_ns: u64) {
+fn send(entry: &Request, device: u32, sector: u64, queue_ns: u64, device_ns: u64) {
     ring::send(&MOMENTS, |record: *mut Completion| {
         let completion = Completion {
             header: ring::header(SLOW_OR_FAILED),
@@ -253,8 +255,8 @@ fn send(entry: &Request, queue_ns: u64, device_ns: u64) {
             queue_ns,
             device_ns,
             bytes: entry.bytes,
-            sector: entry.sector,
-            device: entry.device,
+            sector,
+            device,
             operation: entry.operation,
             reserved: 0,
             status: entry.status,
@@ -263,6 +265,15 @@ fn send(entry: &Request, queue_ns: u64, device_ns: u64) {
         // SAFETY: the ring's reserved bytes.
         unsafe { record.write(completion) };
     });
+}
+
+/// When a request was made: the block layer's own stamp, which /sys/block/*/stat is made from, too; where it does not
+/// keep those statistics, now.
+#[inline(always)]
+unsafe fn submitted_ns(request: Kernel) -> u64 {
+    // SAFETY: the caller's request.
+    let stamp: u64 = unsafe { request.read(&fields::REQUEST_START_TIME_NS) };
+    if stamp != 0 { stamp } else { now() }
 }
 
 /// Who submits: the running task. What a kernel thread writes back is charged to the cgroup that dirtied the pages,

@@ -7,7 +7,7 @@
 #![expect(missing_docs, unreachable_pub, reason = "the program macros wrap each function in a public one")]
 
 use aya_ebpf::{
-    Global,
+    EbpfContext, Global,
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     helpers::bpf_get_smp_processor_id,
     macros::{btf_tracepoint, map, raw_tracepoint},
@@ -20,7 +20,11 @@ use monitor_common::{
     Owner, limits,
     page_fault::{Counts, KERNEL_KINDS, KINDS, Slot, USER_KINDS, kernel_kind, user_kind},
 };
-use monitor_ebpf::{lose, owner};
+use monitor_ebpf::{
+    counter,
+    fields::{self, Kernel},
+    lose, owner,
+};
 
 /// Counts of every owner, one value a CPU.
 #[map]
@@ -31,6 +35,9 @@ static USER_SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// The same for faults in kernel mode, which can interrupt the other program.
 #[map]
 static KERNEL_SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// How often any thread was moved between cgroups.
+#[map]
+static MOVES: Array<u64> = Array::with_max_entries(1, 0);
 /// 1 where the kernel does not keep a program from interrupting itself (raw tracepoints before Linux 6.1).
 #[unsafe(no_mangle)]
 static GUARD: Global<u8> = Global::new(0);
@@ -59,23 +66,40 @@ pub fn page_fault_kernel_raw(ctx: RawTracePointContext) -> i32 {
     kernel(&ctx, ctx.arg(2))
 }
 
+/// `TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`: some thread's owner
+/// has changed, so no slot may rely on what it knows of its thread.
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn page_fault_moved(_: BtfTracePointContext) -> i32 {
+    moved()
+}
+
+/// As `page_fault_moved`.
+#[raw_tracepoint(tracepoint = "cgroup_attach_task")]
+pub fn page_fault_moved_raw(_: RawTracePointContext) -> i32 {
+    moved()
+}
+
+fn moved() -> i32 {
+    if let Some(moves) = MOVES.get_ptr_mut(0) {
+        // SAFETY: a value of the map.
+        unsafe { counter::add(moves, 1) };
+    }
+    0
+}
+
 #[inline(always)]
-fn user(ctx: &impl aya_ebpf::EbpfContext, error_code: u64) -> i32 {
+fn user(ctx: &impl EbpfContext, error_code: u64) -> i32 {
     count::<0, USER_KINDS>(ctx, &USER_SLOTS, user_kind(error_code))
 }
 
 #[inline(always)]
-fn kernel(ctx: &impl aya_ebpf::EbpfContext, error_code: u64) -> i32 {
-    count::<USER_KINDS, { USER_KINDS + KERNEL_KINDS }>(ctx, &KERNEL_SLOTS, kernel_kind(error_code))
+fn kernel(ctx: &impl EbpfContext, error_code: u64) -> i32 {
+    count::<USER_KINDS, KERNEL_KINDS>(ctx, &KERNEL_SLOTS, kernel_kind(error_code) - USER_KINDS)
 }
 
-/// Counts one fault. The calling program owns the counts `FIRST..END`.
+/// Counts one fault. The calling program owns `LENGTH` counts in the map, from `FIRST` on.
 #[inline(always)]
-fn count<const FIRST: usize, const END: usize>(
-    ctx: &impl aya_ebpf::EbpfContext,
-    slots: &Array<Slot>,
-    kind: usize,
-) -> i32 {
+fn count<const FIRST: usize, const LENGTH: usize>(ctx: &impl EbpfContext, slots: &Array<Slot>, kind: usize) -> i32 {
     // SAFETY: the helper has no preconditions.
     let Some(slot) = slots.get_ptr_mut(unsafe { bpf_get_smp_processor_id() }) else { return 0 };
     // SAFETY: this CPU's slot; only this program writes it, and the kernel or the guard keeps it from nesting.
@@ -88,9 +112,22 @@ fn count<const FIRST: usize, const END: usize>(
         slot.busy = 1;
         compiler_fence(Ordering::SeqCst);
     }
-    let owner = owner::current();
-    if slot.owner != owner {
-        change_owner::<FIRST, END>(ctx, slot, &owner);
+    let task = Kernel::current_task();
+    // SAFETY: the running task is one; a value of the map, read as a whole.
+    let (started, moves) = unsafe {
+        let moves = MOVES.get_ptr(0).map_or(0, |moves| moves.read_volatile());
+        (task.read::<u64>(&fields::TASK_START_BOOTTIME), moves)
+    };
+    if slot.thread != task.0 || slot.thread_start_ns != started || slot.moves != moves {
+        // SAFETY: as above.
+        let owner = unsafe { owner::of(task) };
+        if slot.owner != owner {
+            change_owner::<FIRST, LENGTH>(ctx, slot, &owner);
+        }
+        // An owner that found no room is looked for again at its next fault.
+        slot.thread = if slot.owner == owner { task.0 } else { 0 };
+        slot.thread_start_ns = started;
+        slot.moves = moves;
     }
     if let Some(count) = slot.counts.get_mut(kind) {
         *count += 1;
@@ -104,11 +141,7 @@ fn count<const FIRST: usize, const END: usize>(
 
 /// Stores the slot's counts away and loads those of `owner`.
 #[inline(always)]
-fn change_owner<const FIRST: usize, const END: usize>(
-    ctx: &impl aya_ebpf::EbpfContext,
-    slot: &mut Slot,
-    owner: &Owner,
-) {
+fn change_owner<const FIRST: usize, const LENGTH: usize>(ctx: &impl EbpfContext, slot: &mut Slot, owner: &Owner) {
     let sequence = &raw mut slot.sequence;
     // SAFETY: the slot's own field. Volatile and fenced: whoever reads the slot relies on the order of these writes.
     unsafe { sequence.write_volatile(slot.sequence + 1) };
@@ -117,7 +150,8 @@ fn change_owner<const FIRST: usize, const END: usize>(
     // No entry any more: the process has exited and its counts were harvested, slot and all.
     if let Some(stored) = PAGE_FAULTS.get_ptr_mut(slot.owner) {
         // SAFETY: this CPU's value in the map.
-        copy::<FIRST, END>(&slot.counts, unsafe { &mut *stored });
+        let stored = unsafe { &mut *stored };
+        copy(&slot.counts[..LENGTH], &mut stored[FIRST..FIRST + LENGTH]);
     }
     let stored = PAGE_FAULTS.get_ptr_mut(owner).or_else(|| {
         // Another CPU may have inserted it meanwhile, which is as good.
@@ -134,7 +168,8 @@ fn change_owner<const FIRST: usize, const END: usize>(
     });
     if let Some(stored) = stored {
         // SAFETY: as above.
-        copy::<FIRST, END>(unsafe { &*stored }, &mut slot.counts);
+        let stored = unsafe { &*stored };
+        copy(&stored[FIRST..FIRST + LENGTH], &mut slot.counts[..LENGTH]);
     }
 
     compiler_fence(Ordering::SeqCst);
@@ -143,8 +178,8 @@ fn change_owner<const FIRST: usize, const END: usize>(
 }
 
 #[inline(always)]
-fn copy<const FIRST: usize, const END: usize>(from: &Counts, to: &mut Counts) {
-    for (to, from) in to[FIRST..END].iter_mut().zip(&from[FIRST..END]) {
+fn copy(from: &[u64], to: &mut [u64]) {
+    for (to, from) in to.iter_mut().zip(from) {
         *to = *from;
     }
 }

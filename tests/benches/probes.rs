@@ -34,6 +34,8 @@ use std::{
 
 /// Rounds of every workload; the median of their means is told.
 const ROUNDS: usize = 7;
+/// Threads that read at once, so that the device has always something to do: what an I/O costs matters where there are many.
+const READERS: usize = 16;
 /// Goals, in nanoseconds above the empty program.
 const PAGE_FAULT_GOAL_NS: f64 = 10.0;
 const BLOCK_IO_GOAL_NS: f64 = 150.0;
@@ -241,6 +243,14 @@ fn direct_reads(count: u64) -> Result<()> {
     for index in 0..64 {
         file.write_all_at(&block.0, index * 2 * PAGE as u64)?;
     }
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(|| read(&file, count))).collect();
+        readers.into_iter().try_for_each(|reader| reader.join().unwrap_or_else(|_| bail!("a reader panicked")))
+    })
+}
+
+fn read(file: &File, count: u64) -> Result<()> {
+    let mut block = Box::new(Block([0; PAGE]));
     for index in 0..count {
         file.read_exact_at(&mut block.0, index % 64 * 2 * PAGE as u64)?;
     }

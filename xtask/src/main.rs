@@ -22,26 +22,23 @@ struct Arguments {
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo xtask run                        build the agent, start it, show what faults, maps and waits now
-  cargo xtask run -- --for 30s           the same for half a minute; flags after `--` are the agent's
-  cargo xtask test                       every check and test, and line coverage
-  cargo xtask test -- page_fault         the checks, and only the tests with page_fault in their name
-  cargo xtask ebpf                       rebuild monitor-ebpf/objects from source
-  cargo xtask ebpf --check               prove that monitor-ebpf/objects is what the sources build to
-  cargo xtask bench slowdown --rounds 20 what redis, PostgreSQL, Python and a compiler lose to the agent";
+  cargo xtask run                         what faults, maps memory and waits for disk here, now
+  cargo xtask run -- --for 30s            the same for half a minute
+  cargo xtask test                        every check and test, and line coverage
+  cargo xtask test -- page_fault          of the tests, only those with page_fault in their name
+  cargo xtask ebpf                        rebuild the kernel programs in monitor-ebpf/objects
+  cargo xtask ebpf --check                prove that those are what the sources build to
+  cargo xtask bench slowdown --rounds 40  what a database or a compiler loses to the agent";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Build the agent in release mode and start it, through sudo when not root
     Run(run::Options),
-    /// Run every check and test, then report line coverage; fails below 75 %
     Test(test::Options),
-    /// Rebuild the compiled kernel programs in monitor-ebpf/objects, or check them
     Ebpf(ebpf::Options),
-    /// Measure what the agent costs; each benchmark fails when its limit is broken
+    /// Measure what the agent costs; each benchmark fails when a limit is broken
     #[command(subcommand)]
     Bench(bench::Benchmark),
-    /// A process of the `bench agent` crowd
+    /// One process of the crowd around a measured agent
     #[command(hide = true)]
     Sleeper,
 }

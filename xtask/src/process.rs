@@ -10,6 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Of a longer command only so much is shown.
+const SHOWN_CHARACTERS: usize = 80;
+
 /// The cargo that started this program, in the workspace's root.
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -104,12 +107,16 @@ fn cannot_start(command: &Command) -> String {
     format!("cannot start `{}`", command.get_program().display())
 }
 
-/// A command as a user would type it: the program's own name and its arguments.
+/// A command as a user would type it: the program's own name and its arguments, the last of many left out.
 fn shown(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let name = program.file_name().unwrap_or(program.as_os_str());
     let words: Vec<_> = std::iter::once(name).chain(command.get_args()).map(OsStr::to_string_lossy).collect();
-    words.join(" ")
+    let line = words.join(" ");
+    match line.char_indices().nth(SHOWN_CHARACTERS) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
 }
 
 #[cfg(test)]
@@ -120,6 +127,12 @@ mod tests {
     fn a_failed_command_is_named_without_its_directory() {
         let error = run(Command::new("/bin/sh").args(["-c", "exit 3"])).unwrap_err();
         assert_eq!(error.to_string(), "`sh -c exit 3` ended with exit status: 3");
+    }
+
+    #[test]
+    fn a_long_command_is_cut() {
+        let line = shown(Command::new("/bin/echo").args(["ä"; 100]));
+        assert!(line.starts_with("echo ä ä") && line.ends_with('…') && line.chars().count() == SHOWN_CHARACTERS + 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use crate::{process, workspace};
 use anyhow::{Context, Result};
 use std::{convert::Infallible, os::unix::process::CommandExt, path::Path, process::Command};
 
-/// Builds the agent in release mode and starts it with the flags after `--`.
+/// Build the agent in release mode and start it with the flags after `--`
 ///
 /// When not root the agent is started through sudo, with the MONITOR_… variables of the environment handed on. Ctrl-C or
 /// SIGTERM ends it cleanly.

@@ -14,7 +14,7 @@ use std::{
     process::Command,
 };
 
-/// Runs every check and test, then reports line coverage; fails below 75 %.
+/// Run every check and test, then report line coverage; fails below 75 %
 ///
 /// Formatting, clippy, rustdoc, dependencies (where cargo-deny is installed), unit tests, and the integration tests, which
 /// start the agent on this machine's kernel and therefore run as root: through sudo, where needed. Coverage is that of
@@ -31,6 +31,10 @@ const LEAST_COVERAGE: &str = "75";
 
 const XTASK_WITH_COVERAGE: [&str; 2] = ["--features", "xtask/coverage"];
 
+/// The packages with unit tests, for cargo.
+const UNIT_TESTS: [&str; 8] =
+    ["--package", "monitor", "--package", "monitor-common", "--package", "xtask", "--features", "xtask/coverage"];
+
 /// Runs every step and fails when one of them failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     workspace::require_supported_machine()?;
@@ -39,7 +43,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     summary.step("clippy", check_clippy);
     summary.step("documentation", check_documentation);
     summary.step("dependencies", check_dependencies);
-    let tests = InstrumentedTests::prepare()?;
+    let mut tests = InstrumentedTests::prepare()?;
     summary.step("build", || tests.build());
     summary.step("unit tests", || tests.run_unit_tests(&options.filters));
     summary.step("integration tests", || tests.run_integration_tests(&options.filters));
@@ -117,7 +121,7 @@ fn check_dependencies() -> Result<Outcome> {
             "cargo-deny is missing; `cargo install --locked cargo-deny` installs it".to_owned(),
         ));
     }
-    process::run(process::cargo().args(["deny", "check", "bans", "licenses", "sources"]))?;
+    process::run(process::cargo().args(["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))?;
     Ok(Outcome::Passed)
 }
 
@@ -125,6 +129,8 @@ fn check_dependencies() -> Result<Outcome> {
 struct InstrumentedTests {
     target: PathBuf,
     profiles: PathBuf,
+    /// The unit tests of the measured crates, once they are built.
+    executables: Vec<PathBuf>,
 }
 
 impl InstrumentedTests {
@@ -139,7 +145,7 @@ impl InstrumentedTests {
         }
         fs::create_dir_all(&profiles).with_context(unusable)?;
         fs::set_permissions(&profiles, fs::Permissions::from_mode(0o777)).with_context(unusable)?;
-        Ok(Self { target, profiles })
+        Ok(Self { target, profiles, executables: Vec::new() })
     }
 
     fn agent(&self) -> PathBuf {
@@ -150,16 +156,18 @@ impl InstrumentedTests {
         instrument::cargo(&self.target, &self.profiles).context("the path of xtask itself")
     }
 
-    fn build(&self) -> Result<Outcome> {
+    fn build(&mut self) -> Result<Outcome> {
         process::run(self.cargo()?.args(["build", "--bins", "--package", "monitor", "--package", "tests"]))?;
+        let mut command = self.cargo()?;
+        command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]).args(UNIT_TESTS);
+        let messages = process::output(&mut command)?;
+        self.executables = messages.lines().filter_map(measured_executable).collect();
         Ok(Outcome::Passed)
     }
 
     fn run_unit_tests(&self, filters: &[String]) -> Result<Outcome> {
         let mut command = self.cargo()?;
-        command.args(["test", "--no-fail-fast", "--package", "monitor", "--package", "monitor-common"]);
-        command.args(["--package", "xtask"]).args(XTASK_WITH_COVERAGE).arg("--").args(filters);
-        process::run(&mut command)?;
+        process::run(command.args(["test", "--no-fail-fast"]).args(UNIT_TESTS).arg("--").args(filters))?;
         Ok(Outcome::Passed)
     }
 
@@ -182,17 +190,8 @@ impl InstrumentedTests {
         if let Some(minimum) = minimum {
             command.args(["--minimum", minimum]);
         }
-        process::run(command.arg(self.agent()).args(self.unit_test_executables()?))?;
+        process::run(command.arg(self.agent()).args(&self.executables))?;
         Ok(Outcome::Passed)
-    }
-
-    /// The test executables of the measured crates, as cargo tells them. All of them are built already.
-    fn unit_test_executables(&self) -> Result<Vec<PathBuf>> {
-        let mut command = self.cargo()?;
-        command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]);
-        command.args(["--package", "monitor", "--package", "monitor-common", "--package", "xtask"]);
-        let messages = process::output(command.args(XTASK_WITH_COVERAGE))?;
-        Ok(messages.lines().filter_map(measured_executable).collect())
     }
 }
 

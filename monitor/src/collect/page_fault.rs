@@ -43,8 +43,8 @@ impl PageFault {
                     if let Some((slot_owner, slot)) = &slots[cpu]
                         && slot_owner == owner
                     {
-                        for kind in kinds {
-                            counts[kind] = counts[kind].max(slot[kind]);
+                        for (count, slot) in counts[kinds].iter_mut().zip(slot) {
+                            *count = (*count).max(*slot);
                         }
                     }
                 }

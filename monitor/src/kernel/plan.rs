@@ -67,6 +67,7 @@ const PAGE_FAULT: &[Rung] = &[
         attachments: &[
             required("page_fault_user", Hook::TpBtf("page_fault_user")),
             required("page_fault_kernel", Hook::TpBtf("page_fault_kernel")),
+            required("page_fault_moved", Hook::TpBtf("cgroup_attach_task")),
         ],
         direct: true,
     },
@@ -75,6 +76,7 @@ const PAGE_FAULT: &[Rung] = &[
         attachments: &[
             required("page_fault_user_raw", Hook::RawTracepoint("page_fault_user")),
             required("page_fault_kernel_raw", Hook::RawTracepoint("page_fault_kernel")),
+            required("page_fault_moved_raw", Hook::RawTracepoint("cgroup_attach_task")),
         ],
         direct: false,
     },

@@ -3,7 +3,7 @@
 use aya::maps::MapData;
 use monitor_common::{
     Owner,
-    page_fault::{Counts, Slot},
+    page_fault::{Slot, USER_KINDS},
 };
 use std::{
     io,
@@ -50,11 +50,11 @@ impl Slots {
     }
 
     /// Every CPU's owner and counts, each consistent in itself; none for a slot that never stood still.
-    pub fn read(&self) -> Vec<Option<(Owner, Counts)>> {
+    pub fn read(&self) -> Vec<Option<(Owner, [u64; USER_KINDS])>> {
         (0..self.cpus).map(|cpu| self.slot(cpu)).collect()
     }
 
-    fn slot(&self, cpu: usize) -> Option<(Owner, Counts)> {
+    fn slot(&self, cpu: usize) -> Option<(Owner, [u64; USER_KINDS])> {
         // SAFETY: within the mapping, which lives as long as `self`.
         let slot = unsafe { self.memory.add(cpu) }.as_ptr();
         // SAFETY: the field is aligned for it, and the kernel writes it as a whole.

@@ -94,8 +94,7 @@ fn cell_added(now: &Cell, before: &Cell) -> Cell {
         count: now.count.saturating_sub(before.count),
         bytes: now.bytes.saturating_sub(before.bytes),
         errors: now.errors.saturating_sub(before.errors),
-        queue_ns: now.queue_ns.saturating_sub(before.queue_ns),
-        device_ns: now.device_ns.saturating_sub(before.device_ns),
+        wait_ns: now.wait_ns.saturating_sub(before.wait_ns),
     }
 }
 

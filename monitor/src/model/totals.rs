@@ -42,10 +42,8 @@ pub struct Operation {
     pub bytes: u64,
     /// Requests that failed.
     pub errors: u64,
-    /// Time in the queue, summed, nanoseconds.
-    pub queue_ns: u64,
-    /// Time on the device, summed, nanoseconds.
-    pub device_ns: u64,
+    /// Time from submission to completion, summed, nanoseconds.
+    pub wait_ns: u64,
 }
 
 /// A sparse histogram over the buckets of [`monitor_common::histogram`], sorted by bucket.
@@ -121,7 +119,7 @@ impl Rates {
                     _ => {}
                 }
                 self.io_ops += cell.count as f64;
-                self.io_wait += (cell.queue_ns + cell.device_ns) as f64 / 1e9;
+                self.io_wait += cell.wait_ns as f64 / 1e9;
             }
         }
     }
@@ -163,8 +161,7 @@ impl BlockIo {
         mine.count += cell.count;
         mine.bytes += cell.bytes;
         mine.errors += cell.errors;
-        mine.queue_ns += cell.queue_ns;
-        mine.device_ns += cell.device_ns;
+        mine.wait_ns += cell.wait_ns;
         if key.queue_bucket == NO_BUCKET || cell.count == 0 {
             return;
         }
@@ -185,7 +182,7 @@ impl BlockIo {
 
     /// Time that requests of all operations waited, submission to completion, in nanoseconds.
     pub fn wait_ns(&self) -> u64 {
-        self.operations.iter().map(|o| o.queue_ns + o.device_ns).sum()
+        self.operations.iter().map(|o| o.wait_ns).sum()
     }
 
     /// Failed requests of all operations.
@@ -200,7 +197,7 @@ fn total_ns(key: &CellKey, cell: &Cell) -> u64 {
     let (queue, device) = (key.queue_bucket, key.device_bucket);
     let lowest = histogram::lower_bound_ns(queue) + histogram::lower_bound_ns(device);
     let highest = histogram::upper_bound_ns(queue) + histogram::upper_bound_ns(device);
-    let mean = (cell.queue_ns + cell.device_ns) / cell.count.max(1);
+    let mean = cell.wait_ns / cell.count.max(1);
     if (lowest..=highest).contains(&mean) { mean } else { lowest.midpoint(highest) }
 }
 

@@ -68,7 +68,7 @@ fn subject(faults: u64, faults_per_second: f64, latency: Option<u16>) -> Subject
 
 fn block_io(bucket: u16) -> BlockIo {
     let mut io = BlockIo::default();
-    io.operations[0] = Operation { count: 2, bytes: 8192, errors: 1, queue_ns: SECOND, device_ns: SECOND / 2 };
+    io.operations[0] = Operation { count: 2, bytes: 8192, errors: 1, wait_ns: SECOND + SECOND / 2 };
     io.read_latency = Histogram::default();
     io.read_latency.add(bucket, 2);
     io

@@ -49,13 +49,13 @@ fn main() -> ExitCode {
 fn report(arguments: &Arguments) -> Result<()> {
     let files = measure(arguments)?;
     let mut total = Lines::default();
-    println!("{:<32}{:>8}{:>9}{:>9}", "line coverage (tests left out)", "lines", "covered", "");
+    println!("{:<32}{:>8}{:>9}", "line coverage (tests left out)", "lines", "covered");
     for directory in &arguments.sources {
         let lines = files.iter().filter(|(file, _)| file.starts_with(directory)).map(|(_, lines)| *lines).sum();
-        print_row(directory, lines);
+        print_row(&directory.display().to_string(), lines);
         total = total + lines;
     }
-    print_row(Path::new("total"), total);
+    print_row("total", total);
     print_least_covered(files);
     match arguments.minimum {
         Some(minimum) if total.percent() < minimum => {
@@ -65,8 +65,8 @@ fn report(arguments: &Arguments) -> Result<()> {
     }
 }
 
-fn print_row(name: &Path, lines: Lines) {
-    println!("{:<32}{:>8}{:>9}{:>8.1}%", name.display(), lines.all, lines.covered, lines.percent());
+fn print_row(name: &str, lines: Lines) {
+    println!("{name:<32}{:>8}{:>9}{:>8.1} %", lines.all, lines.covered, lines.percent());
 }
 
 fn print_least_covered(mut files: Vec<(PathBuf, Lines)>) {
@@ -76,7 +76,7 @@ fn print_least_covered(mut files: Vec<(PathBuf, Lines)>) {
         println!("least covered files");
     }
     for (file, lines) in files.iter().take(FILES_NAMED) {
-        print_row(&Path::new("  ").join(file), *lines);
+        print_row(&format!("  {}", file.display()), *lines);
     }
 }
 

@@ -17,9 +17,9 @@ use std::{
 };
 use toolchain::Toolchain;
 
-/// Rebuilds the compiled kernel programs in monitor-ebpf/objects, and records the toolchain that did.
+/// Rebuild the compiled kernel programs in monitor-ebpf/objects, or check them
 ///
-/// Needs a Rust compiler with its library sources and bpf-linker with the same LLVM; where they are missing, the error
+/// The toolchain that built them is recorded beside them. It is a Rust compiler with its library sources and bpf-linker with the same LLVM; where they are missing, the error
 /// says which commands install them.
 #[derive(clap::Args)]
 pub(crate) struct Options {

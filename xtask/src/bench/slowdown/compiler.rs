@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use std::{fmt::Write, fs, path::Path, process::Command};
 
 /// Some three seconds of work.
-const FUNCTIONS: usize = 1500;
+const FUNCTIONS: usize = 700;
 
 pub(crate) fn prepare(directory: &Path) -> Result<Workload> {
     let compiler = require_program("cc", "gcc")?;

@@ -24,7 +24,7 @@ use workload::{Prepare, Workload};
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Pairs of runs of each workload
-    #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Print the result as JSON
     #[arg(long)]

@@ -16,7 +16,7 @@ use std::{
 const SCALE: &str = "10";
 const CLIENTS: &str = "4";
 /// For each client; some three seconds of work.
-const TRANSACTIONS: &str = "1000";
+const TRANSACTIONS: &str = "3000";
 const DATABASE: &str = "postgres";
 
 pub(crate) fn prepare(directory: &Path) -> Result<Workload> {

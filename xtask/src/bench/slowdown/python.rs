@@ -8,7 +8,7 @@ use std::{path::Path, process::Command};
 /// Some two seconds of work.
 const SCRIPT: &str = "\
 total = 0.0
-for block in range(60):
+for block in range(240):
     numbers = [(block * 7919 + n) % 10007 for n in range(100000)]
     total += sum(n * 0.5 for n in numbers)
     memory = bytearray(4 << 20)

@@ -11,8 +11,8 @@ use std::{
     process::Command,
 };
 
-/// Some two seconds of work.
-const REQUESTS: &str = "100000";
+/// Some three seconds of work.
+const REQUESTS: &str = "200000";
 
 pub(crate) fn prepare(directory: &Path) -> Result<Workload> {
     let server = require_program("redis-server", "redis-server")?;
