@@ -17,13 +17,10 @@ pub mod operation {
     pub const OTHER: u16 = 4;
 }
 
-/// Key of a cell: requests alike in owner, device, operation and both latencies.
-///
-/// Queue and device time are kept as one joint, sparse histogram, so that a completion costs one look-up for counts,
-/// bytes, errors and three latency distributions: the total is the sum of the two, within a bucket's width.
+/// What requests are counted by.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct CellKey {
+pub struct Key {
     /// Who submitted.
     pub owner: Owner,
     /// Device number as the kernel has it: major << 20 | minor.
@@ -32,23 +29,16 @@ pub struct CellKey {
     pub operation: u16,
     /// Always 0.
     pub reserved: u16,
-    /// Histogram bucket of the time from submission to issue; [`NO_BUCKET`] when the cells were full.
-    pub queue_bucket: u16,
-    /// Histogram bucket of the time from issue to completion; [`NO_BUCKET`] when the cells were full.
-    pub device_bucket: u16,
-    /// Always 0.
-    pub reserved2: u32,
 }
 
-/// Bucket of an I/O counted without its latency.
-pub const NO_BUCKET: u16 = u16::MAX;
+const _: () = assert!(size_of::<Key>() == 32);
 
-const _: () = assert!(size_of::<CellKey>() == 40);
-
-/// What is counted of the requests of one cell.
+/// Requests of one key.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct Cell {
+pub struct Totals {
+    /// A number drawn when the key was first seen; the upper 48 bits of its [`Bucket`]s.
+    pub series: u64,
     /// Requests completed, failed ones too.
     pub count: u64,
     /// Bytes transferred, or discarded.
@@ -59,7 +49,61 @@ pub struct Cell {
     pub wait_ns: u64,
 }
 
-const _: () = assert!(size_of::<Cell>() == 32);
+const _: () = assert!(size_of::<Totals>() == 40);
+
+/// Key of one used bucket of a latency histogram: series, [`latency`] kind and histogram bucket, in one number, as that
+/// is what the kernel hashes fastest. The value is a count.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Bucket(pub u64);
+
+/// Bits of a [`Bucket`] below its series.
+const SERIES_SHIFT: u32 = 16;
+/// Bits of a histogram bucket.
+const BUCKET_BITS: u32 = 12;
+
+const _: () = assert!(crate::histogram::BUCKETS < 1 << BUCKET_BITS);
+
+impl Bucket {
+    /// The bucket of a kind of latency of a series.
+    #[inline(always)]
+    pub const fn new(series: u64, kind: u16, bucket: u16) -> Self {
+        Self(series | ((kind as u64) << BUCKET_BITS) | bucket as u64)
+    }
+
+    /// A series from random bits.
+    #[inline(always)]
+    pub const fn series_of(random: u64) -> u64 {
+        random & !((1 << SERIES_SHIFT) - 1)
+    }
+
+    /// Its series.
+    pub const fn series(self) -> u64 {
+        Self::series_of(self.0)
+    }
+
+    /// One of [`latency`].
+    pub const fn kind(self) -> u16 {
+        (self.0 >> BUCKET_BITS) as u16 & 0xf
+    }
+
+    /// Its histogram bucket.
+    pub const fn bucket(self) -> u16 {
+        self.0 as u16 & ((1 << BUCKET_BITS) - 1)
+    }
+}
+
+/// Code of a latency.
+pub mod latency {
+    /// Submission to issue.
+    pub const QUEUE: u16 = 0;
+    /// Issue to completion.
+    pub const DEVICE: u16 = 1;
+    /// Submission to completion.
+    pub const TOTAL: u16 = 2;
+    /// Issue to completion, and in the same bucket submission to completion: spares a look-up where nothing queues.
+    pub const DEVICE_AND_TOTAL: u16 = 3;
+}
 
 /// A request in flight, kept in the kernel under its address. Drivers reuse theirs, so the entry stays when the request
 /// is done and only the first use of each ever inserts.
@@ -103,7 +147,7 @@ pub struct Completion {
     pub bytes: u64,
     /// First sector, in units of 512 bytes.
     pub sector: u64,
-    /// See [`CellKey::device`].
+    /// See [`Key::device`].
     pub device: u32,
     /// One of [`operation`].
     pub operation: u16,

@@ -11,8 +11,10 @@ pub const PAGE_FAULT_OWNERS: u32 = 8192;
 pub const ADDRESS_SPACE_OWNERS: u32 = 8192;
 /// Threads inside brk at one moment; they queue on their process's memory lock, so one a process at most makes progress.
 pub const BRK_IN_FLIGHT: u32 = 1024;
-/// Used histogram cells: a process that does I/O uses some 20 to 150, depending on how its latencies scatter.
-pub const BLOCK_IO_CELLS: u32 = 16384;
+/// Processes (in a cgroup) that do I/O, times the devices and operations they use.
+pub const BLOCK_IO_KEYS: u32 = 4096;
+/// Used buckets of all latency histograms: 16 to an octave, so some 100 of them for a key with many requests.
+pub const BLOCK_IO_BUCKETS: u32 = 16384;
 /// Requests ever seen in flight. Drivers allocate theirs once and reuse them: some hundreds a queue.
 pub const BLOCK_IO_REQUESTS: u32 = 4096;
 
@@ -55,7 +57,8 @@ pub const fn map_bytes(cpus: u32) -> u64 {
         + 2 * cpus as u64 * size_of::<page_fault::Slot>() as u64
         + hash_bytes(ADDRESS_SPACE_OWNERS, owner, size_of::<address_space::Totals>())
         + hash_bytes(BRK_IN_FLIGHT, size_of::<u64>(), size_of::<u64>())
-        + hash_bytes(BLOCK_IO_CELLS, size_of::<block_io::CellKey>(), size_of::<block_io::Cell>())
+        + hash_bytes(BLOCK_IO_KEYS, size_of::<block_io::Key>(), size_of::<block_io::Totals>())
+        + hash_bytes(BLOCK_IO_BUCKETS, size_of::<block_io::Bucket>(), size_of::<u64>())
         + hash_bytes(BLOCK_IO_REQUESTS, size_of::<u64>(), size_of::<block_io::Request>())
         + ring_bytes(ADDRESS_SPACE_RING_BYTES)
         + ring_bytes(BLOCK_IO_RING_BYTES)

@@ -7,7 +7,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// A process that moves to another cgroup is charged there from then on, under a second key. The start time makes a
 /// reused pid another process.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Owner {
     /// kernfs id of the cgroup: the inode number of its directory. On hosts where the memory controller sits in a
     /// cgroup v1 hierarchy it is that hierarchy's cgroup, on all others the cgroup v2 one.

@@ -16,7 +16,7 @@
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::BPF_NOEXIST,
-    helpers::generated::bpf_ktime_get_ns,
+    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::{btf_tracepoint, map},
     maps::{HashMap, RingBuf},
     programs::BtfTracePointContext,
@@ -24,7 +24,7 @@ use aya_ebpf::{
 use aya_log_ebpf::warn;
 use monitor_common::{
     Owner,
-    block_io::{Cell, CellKey, Completion, NO_BUCKET, Request, SLOW_OR_FAILED, operation},
+    block_io::{Bucket, Completion, Key, Request, SLOW_OR_FAILED, Totals, latency, operation},
     histogram, limits,
 };
 use monitor_ebpf::{
@@ -38,7 +38,10 @@ use monitor_ebpf::{
 static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(limits::BLOCK_IO_REQUESTS, 0);
 /// Completed requests.
 #[map]
-static CELLS: HashMap<CellKey, Cell> = HashMap::with_max_entries(limits::BLOCK_IO_CELLS, 0);
+static TOTALS: HashMap<Key, Totals> = HashMap::with_max_entries(limits::BLOCK_IO_KEYS, 0);
+/// Their latencies: used buckets only.
+#[map]
+static LATENCIES: HashMap<Bucket, u64> = HashMap::with_max_entries(limits::BLOCK_IO_BUCKETS, 0);
 /// Slow and failed requests.
 #[map]
 static MOMENTS: RingBuf = RingBuf::with_byte_size(limits::BLOCK_IO_RING_BYTES, 0);
@@ -204,46 +207,60 @@ fn unknown(request: Kernel) {
 
 #[inline(always)]
 fn account(ctx: &impl EbpfContext, entry: &Request, device: u32, queue_ns: u64, device_ns: u64) {
-    let mut key = CellKey {
-        owner: entry.owner,
-        device,
-        operation: entry.operation,
-        reserved: 0,
-        queue_bucket: histogram::bucket(queue_ns),
-        device_bucket: histogram::bucket(device_ns),
-        reserved2: 0,
-    };
-    let cell = find_or_insert(&key).or_else(|| {
-        if lose(|health| &mut health.map_full) {
-            warn!(ctx, "block_io: no room for another latency cell, counting without latency");
-        }
-        key.queue_bucket = NO_BUCKET;
-        key.device_bucket = NO_BUCKET;
-        find_or_insert(&key).or_else(|| {
-            key.owner = Owner::UNATTRIBUTED;
-            key.device = 0;
-            CELLS.get_ptr_mut(key)
-        })
-    });
-    let Some(cell) = cell else { return };
+    let key = Key { owner: entry.owner, device, operation: entry.operation, reserved: 0 };
+    let Some(totals) = totals(ctx, &key) else { return };
     // SAFETY: a value of the map.
-    unsafe {
-        counter::add(&raw mut (*cell).count, 1);
-        counter::add(&raw mut (*cell).bytes, entry.bytes);
-        counter::add(&raw mut (*cell).wait_ns, queue_ns + device_ns);
+    let series = unsafe {
+        counter::add(&raw mut (*totals).count, 1);
+        counter::add(&raw mut (*totals).bytes, entry.bytes);
+        counter::add(&raw mut (*totals).wait_ns, queue_ns + device_ns);
         if entry.status != 0 {
-            counter::add(&raw mut (*cell).errors, 1);
+            counter::add(&raw mut (*totals).errors, 1);
         }
+        (*totals).series
+    };
+    let (device_bucket, total_bucket) = (histogram::bucket(device_ns), histogram::bucket(queue_ns + device_ns));
+    count_latency(ctx, Bucket::new(series, latency::QUEUE, histogram::bucket(queue_ns)));
+    if device_bucket == total_bucket {
+        count_latency(ctx, Bucket::new(series, latency::DEVICE_AND_TOTAL, total_bucket));
+    } else {
+        count_latency(ctx, Bucket::new(series, latency::DEVICE, device_bucket));
+        count_latency(ctx, Bucket::new(series, latency::TOTAL, total_bucket));
     }
 }
 
+/// The totals of a key, made when this is its first request.
 #[inline(always)]
-fn find_or_insert(key: &CellKey) -> Option<*mut Cell> {
-    CELLS.get_ptr_mut(key).or_else(|| {
-        let empty = Cell { count: 0, bytes: 0, errors: 0, wait_ns: 0 };
-        let _ = CELLS.insert(key, empty, u64::from(BPF_NOEXIST));
-        CELLS.get_ptr_mut(key)
+fn totals(ctx: &impl EbpfContext, key: &Key) -> Option<*mut Totals> {
+    TOTALS.get_ptr_mut(key).or_else(|| {
+        // SAFETY: the helper has no preconditions.
+        let random = unsafe { u64::from(bpf_get_prandom_u32()) << 32 | u64::from(bpf_get_prandom_u32()) };
+        let empty = Totals { series: Bucket::series_of(random), count: 0, bytes: 0, errors: 0, wait_ns: 0 };
+        let _ = TOTALS.insert(key, empty, u64::from(BPF_NOEXIST));
+        TOTALS.get_ptr_mut(key).or_else(|| {
+            if lose(|health| &mut health.map_full) {
+                warn!(ctx, "block_io: no room for another owner, counting for nobody");
+            }
+            TOTALS.get_ptr_mut(Key { owner: Owner::UNATTRIBUTED, device: 0, operation: key.operation, reserved: 0 })
+        })
     })
+}
+
+#[inline(always)]
+fn count_latency(ctx: &impl EbpfContext, bucket: Bucket) {
+    let count = LATENCIES.get_ptr_mut(bucket).or_else(|| {
+        let _ = LATENCIES.insert(bucket, 0, u64::from(BPF_NOEXIST));
+        LATENCIES.get_ptr_mut(bucket)
+    });
+    match count {
+        // SAFETY: a value of the map.
+        Some(count) => unsafe { counter::add(count, 1) },
+        None => {
+            if lose(|health| &mut health.map_full) {
+                warn!(ctx, "block_io: no room for another latency, counting without it");
+            }
+        }
+    }
 }
 
 #[inline(always)]

@@ -187,9 +187,7 @@ fn cgroup(ctx: &BtfTracePointContext, kind: u32) -> i32 {
 #[inline(always)]
 unsafe fn ours(cgroup: Kernel) -> bool {
     // SAFETY: the caller's cgroup.
-    unsafe {
-        cgroup.follow(&fields::CGROUP_ROOT).read::<u32>(&fields::CGROUP_ROOT_HIERARCHY_ID) == HIERARCHY_ID.load()
-    }
+    unsafe { cgroup.follow(&fields::CGROUP_ROOT).read::<u32>(&fields::CGROUP_ROOT_HIERARCHY_ID) == HIERARCHY_ID.load() }
 }
 
 /// Whether a task is the first of its process.

@@ -49,8 +49,7 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
     let (shutdown, ending) = watch::channel(false);
     let listener = claim.listen()?;
-    let state =
-        serve::State { snapshots: latest.clone(), events: agent.events.clone(), doctor: agent.report.clone() };
+    let state = serve::State { snapshots: latest.clone(), events: agent.events.clone(), doctor: agent.report.clone() };
     let server = tokio::spawn(serve::serve(listener, state, ending.clone()));
     let console = config.console.then(|| {
         let console = Console::new(&config.socket);

@@ -36,7 +36,15 @@ pub fn examine(config: &Config) -> anyhow::Result<Report> {
             None if plan.disabled => State::Disabled,
             None => State::Unavailable,
         };
-        SourceCoverage { source, state, rung, refused: outcome.refused, seen_total: 0, lost_total: 0, lost: Loss::default() }
+        SourceCoverage {
+            source,
+            state,
+            rung,
+            refused: outcome.refused,
+            seen_total: 0,
+            lost_total: 0,
+            lost: Loss::default(),
+        }
     });
     Ok(Report { facts: support.facts.clone(), sources: Coverage(sources.to_vec()) })
 }
@@ -100,7 +108,11 @@ impl Report {
         };
         row("FACT", "", "");
         row("kernel", &facts.kernel_release, facts.architecture);
-        row("types (BTF)", answer(facts.btf), facts.fields_missing.as_deref().unwrap_or("field offsets found and checked"));
+        row(
+            "types (BTF)",
+            answer(facts.btf),
+            facts.fields_missing.as_deref().unwrap_or("field offsets found and checked"),
+        );
         let tracefs = facts.tracefs.as_ref();
         row("tracefs", if tracefs.is_ok() { "yes" } else { "no" }, tracefs.err().map_or("", String::as_str));
         let mount = facts.cgroup.mount().map(|mount| mount.display().to_string());

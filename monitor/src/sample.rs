@@ -34,8 +34,10 @@ pub struct Counters {
     pub page_faults: Vec<(Owner, page_fault::Counts)>,
     /// Address-space calls by owner.
     pub address_spaces: Vec<(Owner, address_space::Totals)>,
-    /// Block I/O by owner, device, operation and latencies.
-    pub block_io: Vec<(block_io::CellKey, block_io::Cell)>,
+    /// Block I/O by owner, device and operation.
+    pub block_io: Vec<(block_io::Key, block_io::Totals)>,
+    /// Used buckets of latency histograms, by the series in `block_io`.
+    pub block_latencies: Vec<(block_io::Bucket, u64)>,
 }
 
 /// One ring record, decoded.
@@ -164,5 +166,7 @@ pub struct Harvest {
     /// Keys of address-space calls.
     pub address_spaces: Vec<Owner>,
     /// Keys of block I/O.
-    pub block_io: Vec<block_io::CellKey>,
+    pub block_io: Vec<block_io::Key>,
+    /// Keys of its latencies.
+    pub block_latencies: Vec<block_io::Bucket>,
 }

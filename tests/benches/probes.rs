@@ -96,7 +96,8 @@ struct Empty {
 impl Probe {
     fn new(source: &Attached, name: &'static str, hook: Hook, support: &Support, btf: &Btf) -> Result<Self> {
         let program = source.object.program(name).context("a program of the rung")?;
-        let (empty, empty_program) = attach_empty(hook, support, btf).with_context(|| format!("an empty program on {hook}"))?;
+        let (empty, empty_program) =
+            attach_empty(hook, support, btf).with_context(|| format!("an empty program on {hook}"))?;
         Ok(Self {
             source: source.source,
             name,
@@ -277,9 +278,14 @@ fn report(probes: &[Probe], support: &Support, as_json: bool) -> Result<()> {
                 })
             })
             .collect();
-        let goals: BTreeMap<_, _> =
-            goals.iter().map(|(name, ns, goal)| (name, json!({"ns": ns, "goal_ns": goal, "met": ns <= goal}))).collect();
-        println!("{:#}", json!({"kernel": support.facts.kernel_release, "rounds": ROUNDS, "programs": programs, "goals": goals}));
+        let goals: BTreeMap<_, _> = goals
+            .iter()
+            .map(|(name, ns, goal)| (name, json!({"ns": ns, "goal_ns": goal, "met": ns <= goal})))
+            .collect();
+        println!(
+            "{:#}",
+            json!({"kernel": support.facts.kernel_release, "rounds": ROUNDS, "programs": programs, "goals": goals})
+        );
     } else {
         println!("Linux {}, median of {ROUNDS} rounds, nanoseconds per event\n", support.facts.kernel_release);
         println!("{:<28} {:<34} {:>9} {:>8} {:>8} {:>12}", "PROGRAM", "HOOK", "RUNS", "MEAN", "EMPTY", "ABOVE EMPTY");

@@ -12,7 +12,9 @@ pub struct AddressSpace {
 impl AddressSpace {
     /// Opens the map of an attached source.
     pub fn open(attached: &mut Attached) -> Result<Self, LoadError> {
-        Ok(Self { totals: HashMap::shared(attached.take_map("ADDRESS_SPACES")?) })
+        let totals = HashMap::shared(attached.take_map("ADDRESS_SPACES")?);
+        totals.insert_zero(&Owner::UNATTRIBUTED)?;
+        Ok(Self { totals })
     }
 
     /// Totals of every owner in the map.

@@ -1,31 +1,45 @@
-//! Source `block_io`: its cells, and names of devices.
+//! Source `block_io`: its maps, and names of devices.
 
 use crate::{
     ids::DeviceId,
     kernel::{attach::Attached, attach::LoadError, map::HashMap},
 };
-use monitor_common::block_io::{Cell, CellKey};
+use monitor_common::{
+    Owner,
+    block_io::{Bucket, Key, Totals, operation},
+};
 use std::{fs, io};
 
-/// Its map.
+/// Its maps.
 pub struct BlockIo {
-    cells: HashMap<CellKey, Cell>,
+    totals: HashMap<Key, Totals>,
+    latencies: HashMap<Bucket, u64>,
 }
 
 impl BlockIo {
-    /// Opens the map of an attached source.
+    /// Opens the maps of an attached source.
     pub fn open(attached: &mut Attached) -> Result<Self, LoadError> {
-        Ok(Self { cells: HashMap::shared(attached.take_map("CELLS")?) })
+        let totals = HashMap::shared(attached.take_map("TOTALS")?);
+        for operation in operation::READ..=operation::OTHER {
+            totals.insert_zero(&Key { owner: Owner::UNATTRIBUTED, device: 0, operation, reserved: 0 })?;
+        }
+        Ok(Self { totals, latencies: HashMap::shared(attached.take_map("LATENCIES")?) })
     }
 
-    /// All cells.
-    pub fn read(&mut self) -> io::Result<Vec<(CellKey, Cell)>> {
-        self.cells.read()
+    /// Totals of every key. Read after [`Self::read_latencies`], so that every series there is has its key.
+    pub fn read(&mut self) -> io::Result<Vec<(Key, Totals)>> {
+        self.totals.read()
     }
 
-    /// Deletes harvested cells.
-    pub fn forget(&self, keys: &[CellKey]) -> io::Result<()> {
-        self.cells.delete(keys)
+    /// Used buckets of all latencies.
+    pub fn read_latencies(&mut self) -> io::Result<Vec<(Bucket, u64)>> {
+        self.latencies.read()
+    }
+
+    /// Deletes harvested keys and their latencies.
+    pub fn forget(&self, keys: &[Key], latencies: &[Bucket]) -> io::Result<()> {
+        self.totals.delete(keys)?;
+        self.latencies.delete(latencies)
     }
 }
 

@@ -81,7 +81,12 @@ impl CgroupFiles {
         let mut handle = KernfsHandle { bytes: 8, kind: FILEID_KERNFS, id: id.0.to_ne_bytes() };
         // SAFETY: the handle has the head and length that it says; the descriptor lives.
         let fd = unsafe {
-            libc::syscall(libc::SYS_open_by_handle_at, mount.as_raw_fd(), &raw mut handle, libc::O_PATH | libc::O_CLOEXEC)
+            libc::syscall(
+                libc::SYS_open_by_handle_at,
+                mount.as_raw_fd(),
+                &raw mut handle,
+                libc::O_PATH | libc::O_CLOEXEC,
+            )
         };
         let fd = crate::kernel::syscall::check(fd).ok()?;
         // SAFETY: a descriptor that was just opened and belongs to nobody else.

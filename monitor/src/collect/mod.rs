@@ -38,8 +38,7 @@ impl Collector {
     /// Attaches every source by the best rung that holds. Must be called inside the runtime that will wait for the rings.
     pub fn attach<'a>(loader: &Loader<'_>, wish: impl Fn(Source) -> Wish<'a>) -> Self {
         let facts = &loader.support().facts;
-        let mut this =
-            Self { probes: Vec::new(), page_fault: None, address_space: None, block_io: None, map_bytes: 0 };
+        let mut this = Self { probes: Vec::new(), page_fault: None, address_space: None, block_io: None, map_bytes: 0 };
         for source in Source::ALL {
             let plan = plan::plan(source, facts, &wish(source));
             let Outcome { attached, mut refused } = loader.attach(&plan);
@@ -97,6 +96,7 @@ impl Collector {
         Counters {
             page_faults: or_empty(Source::PageFault, self.page_fault.as_mut().map(PageFault::read)),
             address_spaces: or_empty(Source::AddressSpace, self.address_space.as_mut().map(AddressSpace::read)),
+            block_latencies: or_empty(Source::BlockIo, self.block_io.as_mut().map(BlockIo::read_latencies)),
             block_io: or_empty(Source::BlockIo, self.block_io.as_mut().map(BlockIo::read)),
         }
     }
@@ -106,7 +106,7 @@ impl Collector {
         let forgotten = [
             self.page_fault.as_ref().map(|source| source.forget(&harvest.page_faults)),
             self.address_space.as_ref().map(|source| source.forget(&harvest.address_spaces)),
-            self.block_io.as_ref().map(|source| source.forget(&harvest.block_io)),
+            self.block_io.as_ref().map(|source| source.forget(&harvest.block_io, &harvest.block_latencies)),
         ];
         for error in forgotten.into_iter().flatten().filter_map(Result::err) {
             log::warn!("deleting counters of exited processes: {error}");

@@ -20,8 +20,10 @@ const KERNEL: Range<usize> = USER_KINDS..KINDS;
 impl PageFault {
     /// Opens the maps of an attached source.
     pub fn open(attached: &mut Attached, cpus: usize) -> Result<Self, LoadError> {
+        let totals = HashMap::per_cpu(attached.take_map("PAGE_FAULTS")?, cpus);
+        totals.insert_zero(&Owner::UNATTRIBUTED)?;
         Ok(Self {
-            totals: HashMap::per_cpu(attached.take_map("PAGE_FAULTS")?, cpus),
+            totals,
             user: Slots::new(attached.take_map("USER_SLOTS")?, cpus)?,
             kernel: Slots::new(attached.take_map("KERNEL_SLOTS")?, cpus)?,
         })

@@ -3,13 +3,7 @@
 use crate::{
     coverage::{Loss, Refusal, SourceCoverage, State},
     decode,
-    kernel::{
-        attach::Attached,
-        map,
-        program::LoadedProgram,
-        ring::Ring,
-        self_check::Plain,
-    },
+    kernel::{attach::Attached, map, program::LoadedProgram, ring::Ring, self_check::Plain},
     sample::Moment,
     source::Source,
 };
@@ -127,8 +121,11 @@ impl Probe {
 
 /// Kernel memory of a map, in bytes; 0 where the kernel does not say.
 pub(super) fn map_bytes(map: &Map) -> u64 {
-    let (Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::PerCpuHashMap(data) | Map::RingBuf(data)) =
-        map
+    let (Map::Array(data)
+    | Map::HashMap(data)
+    | Map::PerCpuArray(data)
+    | Map::PerCpuHashMap(data)
+    | Map::RingBuf(data)) = map
     else {
         return 0;
     };

@@ -218,11 +218,12 @@ impl<'a> Loader<'a> {
 
     /// Attaches a loaded program. Links live as long as the object; a perf event is handed back to be kept.
     fn attach_program(&self, program: &mut Program, hook: Hook) -> Result<Option<OwnedFd>, LoadError> {
+        // A link's id is its key in the object, which keeps the link; nobody here needs it.
         match hook {
-            Hook::TpBtf(_) => drop(<&mut BtfTracePoint>::try_from(program)?.attach()?),
-            Hook::RawTracepoint(name) => drop(<&mut RawTracePoint>::try_from(program)?.attach(name)?),
-            Hook::FEntry(_) => drop(<&mut FEntry>::try_from(program)?.attach()?),
-            Hook::FExit(_) => drop(<&mut FExit>::try_from(program)?.attach()?),
+            Hook::TpBtf(_) => <&mut BtfTracePoint>::try_from(program)?.attach().map(|_| ())?,
+            Hook::RawTracepoint(name) => <&mut RawTracePoint>::try_from(program)?.attach(name).map(|_| ())?,
+            Hook::FEntry(_) => <&mut FEntry>::try_from(program)?.attach().map(|_| ())?,
+            Hook::FExit(_) => <&mut FExit>::try_from(program)?.attach().map(|_| ())?,
             Hook::SyscallTracepoint(name) => {
                 let tracefs = self.support.tracefs.as_ref().ok_or(LoadError::Missing("tracing file system"))?;
                 let id = tracefs.tracepoint("syscalls", name)?;

@@ -126,9 +126,9 @@ impl Types {
     pub fn enum_value(&self, name: &str, constant: &str) -> Option<u32> {
         let head = self.type_of(self.named(name, &[kind::ENUM, kind::ENUM64])?)?;
         let step = if head.kind == kind::ENUM64 { 12 } else { 8 };
-        (0..head.length).map(|i| head.body + i * step).find_map(|at| {
-            (self.string(self.u32(at)?)? == constant.as_bytes()).then(|| self.u32(at + 4)).flatten()
-        })
+        (0..head.length)
+            .map(|i| head.body + i * step)
+            .find_map(|at| (self.string(self.u32(at)?)? == constant.as_bytes()).then(|| self.u32(at + 4)).flatten())
     }
 
     /// Whether there is a function of that name (one that fentry can name).
@@ -171,7 +171,9 @@ impl Types {
         loop {
             let head = self.type_of(id)?;
             match head.kind {
-                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => id = head.size_or_type,
+                kind::TYPEDEF | kind::VOLATILE | kind::CONST | kind::RESTRICT | kind::TYPE_TAG => {
+                    id = head.size_or_type
+                }
                 _ => return Some(id),
             }
         }

@@ -38,7 +38,7 @@ where
 
     fn new(map: MapData, cpus: usize) -> Self {
         // Per-CPU values are laid out in steps of eight bytes, and all of ours are multiples of it.
-        const { assert!(size_of::<V>() % 8 == 0) };
+        const { assert!(size_of::<V>().is_multiple_of(8)) };
         let mut this = Self { map, cpus, keys: Vec::new(), values: Vec::new(), types: PhantomData };
         this.make_room(BATCH);
         this
@@ -90,6 +90,11 @@ where
         Ok(read)
     }
 
+    /// Inserts a key with zeroes for its values.
+    pub fn insert_zero(&self, key: &K) -> io::Result<()> {
+        syscall::update(self.map.fd().as_fd(), key.as_bytes(), &vec![0; self.value_size()])
+    }
+
     /// Deletes entries; those that are not there are passed over.
     pub fn delete(&self, keys: &[K]) -> io::Result<()> {
         syscall::delete_batch(self.map.fd().as_fd(), keys.as_bytes(), size_of::<K>())
@@ -105,9 +110,11 @@ impl<K, V> AsFd for HashMap<K, V> {
 /// Takes a map's descriptor out of aya's typed wrappers.
 pub fn data(map: Map) -> Option<MapData> {
     match map {
-        Map::Array(data) | Map::HashMap(data) | Map::PerCpuArray(data) | Map::PerCpuHashMap(data) | Map::RingBuf(data) => {
-            Some(data)
-        }
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
+        | Map::RingBuf(data) => Some(data),
         _ => None,
     }
 }
@@ -115,8 +122,5 @@ pub fn data(map: Map) -> Option<MapData> {
 /// Kernel memory of a map, in bytes, as the kernel itself accounts for it.
 pub fn memory_bytes(map: BorrowedFd<'_>) -> io::Result<u64> {
     let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.as_raw_fd()))?;
-    Ok(info
-        .lines()
-        .find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok())
-        .unwrap_or_default())
+    Ok(info.lines().find_map(|line| line.strip_prefix("memlock:")?.trim().parse().ok()).unwrap_or_default())
 }

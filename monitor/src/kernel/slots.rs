@@ -33,14 +33,7 @@ impl Slots {
         let length = cpus * size_of::<Slot>();
         // SAFETY: a new mapping at an address of the kernel's choice.
         let memory = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                map.fd().as_fd().as_raw_fd(),
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, map.fd().as_fd().as_raw_fd(), 0)
         };
         if memory == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -63,8 +56,9 @@ impl Slots {
             let before = sequence.load(Ordering::Acquire);
             if before % 2 == 0 {
                 // SAFETY: as above. The copy may be torn; the sequence tells.
-                let (owner, counts) =
-                    unsafe { ((&raw const (*slot).owner).read_volatile(), (&raw const (*slot).counts).read_volatile()) };
+                let (owner, counts) = unsafe {
+                    ((&raw const (*slot).owner).read_volatile(), (&raw const (*slot).counts).read_volatile())
+                };
                 fence(Ordering::Acquire);
                 if sequence.load(Ordering::Relaxed) == before {
                     return Some((owner, counts));

@@ -250,7 +250,11 @@ fn missing_capabilities() -> Vec<&'static str> {
     if has(21) {
         return Vec::new();
     }
-    CAPABILITIES.iter().filter(|&&(name, number)| name != "CAP_SYS_ADMIN" && !has(number)).map(|&(name, _)| name).collect()
+    CAPABILITIES
+        .iter()
+        .filter(|&&(name, number)| name != "CAP_SYS_ADMIN" && !has(number))
+        .map(|&(name, _)| name)
+        .collect()
 }
 
 fn version(release: &str) -> (u32, u32) {

@@ -10,10 +10,34 @@ use zerocopy::{FromZeros, Immutable, IntoBytes};
 
 /// Commands of bpf(2).
 mod command {
+    pub(super) const MAP_UPDATE_ELEM: libc::c_long = 2;
     pub(super) const PROG_TEST_RUN: libc::c_long = 10;
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
     pub(super) const MAP_LOOKUP_BATCH: libc::c_long = 24;
     pub(super) const MAP_DELETE_BATCH: libc::c_long = 27;
+}
+
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    reserved: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// Inserts or replaces one entry. `value` must be as long as the map's values are, for all possible CPUs where it has one
+/// for each.
+pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
+    let mut attr = ElementAttr {
+        map_fd: map.as_raw_fd() as u32,
+        reserved: 0,
+        key: key.as_ptr() as u64,
+        value: value.as_ptr() as u64,
+        flags: 0,
+    };
+    // SAFETY: both buffers live, and are as long as the map's keys and values.
+    unsafe { bpf(command::MAP_UPDATE_ELEM, &mut attr) }.map(drop)
 }
 
 #[repr(C)]

@@ -25,7 +25,9 @@ impl Tracefs {
         // SAFETY: a descriptor that was just opened and belongs to nobody else.
         let context = unsafe { OwnedFd::from_raw_fd(context as i32) };
         // SAFETY: the command takes no key, no value and no further number.
-        check(unsafe { libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, 0usize, 0usize, 0) })?;
+        check(unsafe {
+            libc::syscall(libc::SYS_fsconfig, context.as_raw_fd(), FSCONFIG_CMD_CREATE, 0usize, 0usize, 0)
+        })?;
         // SAFETY: no pointers.
         let root = check(unsafe { libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), FSMOUNT_CLOEXEC, 0) })?;
         // SAFETY: as above.

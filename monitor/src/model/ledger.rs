@@ -6,7 +6,7 @@
 use crate::sample::{Counters, Harvest};
 use monitor_common::{
     Owner, address_space,
-    block_io::{Cell, CellKey},
+    block_io::{self, Bucket, Key},
     page_fault,
 };
 use std::{collections::HashMap, hash::Hash};
@@ -16,7 +16,10 @@ use std::{collections::HashMap, hash::Hash};
 pub(super) struct Ledger {
     page_faults: HashMap<Owner, page_fault::Counts>,
     address_spaces: HashMap<Owner, address_space::Totals>,
-    block_io: HashMap<CellKey, Cell>,
+    block_io: HashMap<Key, block_io::Totals>,
+    block_latencies: HashMap<Bucket, u64>,
+    /// Whose latencies a series is.
+    series: HashMap<u64, Key>,
 }
 
 /// What was added to one owner's counters.
@@ -24,7 +27,9 @@ pub(super) struct Ledger {
 pub(super) enum Addition {
     PageFaults(page_fault::Counts),
     AddressSpace(address_space::Totals),
-    BlockIo(CellKey, Cell),
+    BlockIo(Key, block_io::Totals),
+    /// So many requests with a latency in this bucket.
+    BlockLatency(Key, Bucket, u64),
 }
 
 impl Ledger {
@@ -40,9 +45,18 @@ impl Ledger {
                 show(owner, Addition::AddressSpace(added));
             }
         }
-        for (key, cell) in &counters.block_io {
-            if let Some(added) = post(&mut self.block_io, key, cell, cell_added) {
+        for (key, totals) in &counters.block_io {
+            if let Some(added) = post(&mut self.block_io, key, totals, block_io_added) {
+                self.series.entry(totals.series).or_insert(*key);
                 show(&key.owner, Addition::BlockIo(*key, added));
+            }
+        }
+        for (bucket, count) in &counters.block_latencies {
+            if let Some(key) = self.series.get(&bucket.series())
+                && let Some(added) =
+                    post(&mut self.block_latencies, bucket, count, |now, before| now.saturating_sub(*before))
+            {
+                show(&key.owner, Addition::BlockLatency(*key, *bucket, added));
             }
         }
     }
@@ -56,8 +70,18 @@ impl Ledger {
             self.address_spaces.remove(owner);
         }
         for key in &harvest.block_io {
-            self.block_io.remove(key);
+            if let Some(totals) = self.block_io.remove(key) {
+                self.series.remove(&totals.series);
+            }
         }
+        for bucket in &harvest.block_latencies {
+            self.block_latencies.remove(bucket);
+        }
+    }
+
+    /// Whose latencies a bucket counts; none where its key has been forgotten.
+    pub(super) fn key_of(&self, bucket: Bucket) -> Option<&Key> {
+        self.series.get(&bucket.series())
     }
 }
 
@@ -89,8 +113,9 @@ fn totals_added(now: &address_space::Totals, before: &address_space::Totals) -> 
         mremap_calls mremap_grown_bytes mremap_shrunk_bytes brk_calls heap_grown_bytes heap_shrunk_bytes failed_calls)
 }
 
-fn cell_added(now: &Cell, before: &Cell) -> Cell {
-    Cell {
+fn block_io_added(now: &block_io::Totals, before: &block_io::Totals) -> block_io::Totals {
+    block_io::Totals {
+        series: now.series,
         count: now.count.saturating_sub(before.count),
         bytes: now.bytes.saturating_sub(before.bytes),
         errors: now.errors.saturating_sub(before.errors),

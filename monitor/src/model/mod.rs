@@ -104,7 +104,7 @@ impl Model {
         let mut harvest = Harvest::default();
         if let Some(counters) = &sample.counters {
             self.count(counters);
-            harvest = self.processes.harvest(counters, sample.time);
+            harvest = self.processes.harvest(counters, &self.ledger, sample.time);
             self.ledger.forget(&harvest);
         }
         for id in &sample.found.gone {
@@ -205,7 +205,7 @@ impl Model {
         ledger.post(counters, |owner, addition| {
             host.totals.apply(&addition);
             host_added.apply(&addition);
-            if let Addition::BlockIo(key, _) = &addition {
+            if let Addition::BlockIo(key, _) | Addition::BlockLatency(key, ..) = &addition {
                 devices.apply(DeviceId(key.device), &addition);
             }
             if *owner != Owner::UNATTRIBUTED {
@@ -231,7 +231,10 @@ impl Search<'_> {
                 self.born.insert(ProcessId::from(child));
                 self.cgroup(child);
             }
-            What::Exec { owner, .. } | What::Exit { owner, .. } | What::OomVictim { owner, .. } | What::Moved(owner) => {
+            What::Exec { owner, .. }
+            | What::Exit { owner, .. }
+            | What::OomVictim { owner, .. }
+            | What::Moved(owner) => {
                 self.owner(owner);
             }
             What::AddressSpace(call) => self.owner(&call.owner),
@@ -278,3 +281,6 @@ impl Search<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

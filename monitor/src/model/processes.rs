@@ -4,7 +4,7 @@ use super::{
     Retention,
     account::{Accounts, Counted},
     cgroups::Cgroups,
-    ledger::Addition,
+    ledger::{Addition, Ledger},
     snapshot::{Process, ProcessState, Subject, Tree},
 };
 use crate::{
@@ -62,7 +62,13 @@ impl Processes {
     }
 
     /// A process that /proc shows, or that only its id is known of any more.
-    pub(super) fn found(&mut self, found: &FoundProcess, cgroup: Option<CgroupId>, cgroups: &mut Cgroups, now: BootTime) {
+    pub(super) fn found(
+        &mut self,
+        found: &FoundProcess,
+        cgroup: Option<CgroupId>,
+        cgroups: &mut Cgroups,
+        now: BootTime,
+    ) {
         if self.contains(found.id) {
             return;
         }
@@ -199,7 +205,7 @@ impl Processes {
     }
 
     /// Counters of processes that have gone for good, out of those read at `time`.
-    pub(super) fn harvest(&mut self, counters: &Counters, time: BootTime) -> Harvest {
+    pub(super) fn harvest(&mut self, counters: &Counters, ledger: &Ledger, time: BootTime) -> Harvest {
         while let Some(&(exited, _)) = self.awaiting_harvest.front()
             && time.since(exited) >= GRACE
         {
@@ -218,6 +224,12 @@ impl Processes {
             page_faults: counters.page_faults.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
             address_spaces: counters.address_spaces.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
             block_io: counters.block_io.iter().map(|(key, _)| key).filter(|key| gone(&&key.owner)).copied().collect(),
+            block_latencies: counters
+                .block_latencies
+                .iter()
+                .map(|(bucket, _)| *bucket)
+                .filter(|bucket| ledger.key_of(*bucket).is_none_or(|key| gone(&&key.owner)))
+                .collect(),
         }
     }
 
@@ -226,7 +238,10 @@ impl Processes {
     }
 
     pub(super) fn running(&self) -> impl Iterator<Item = ProcessId> {
-        self.accounts.iter().filter(|(_, process)| process.state == ProcessState::Running).map(|(_, process)| process.id)
+        self.accounts
+            .iter()
+            .filter(|(_, process)| process.state == ProcessState::Running)
+            .map(|(_, process)| process.id)
     }
 
     /// After a rename: the paths of those in it.

@@ -3,7 +3,7 @@
 use super::ledger::Addition;
 use monitor_common::{
     address_space,
-    block_io::{Cell, CellKey, NO_BUCKET, operation},
+    block_io::{self, Bucket, Key, latency, operation},
     histogram, page_fault,
 };
 
@@ -80,7 +80,10 @@ impl Totals {
                 }
             }
             Addition::AddressSpace(totals) => add_address_space(&mut self.address_space, totals),
-            Addition::BlockIo(key, cell) => self.block_io.get_or_insert_default().apply(key, cell),
+            Addition::BlockIo(key, new) => self.block_io.get_or_insert_default().add(key, new),
+            Addition::BlockLatency(key, bucket, count) => {
+                self.block_io.get_or_insert_default().add_latency(key, *bucket, *count);
+            }
         }
     }
 
@@ -106,21 +109,21 @@ impl Rates {
         match addition {
             Addition::PageFaults(counts) => self.page_faults += counts.iter().sum::<u64>() as f64,
             Addition::AddressSpace(a) => {
-                let mapped =
-                    a.mapped_anonymous_bytes + a.mapped_file_bytes + a.mremap_grown_bytes + a.heap_grown_bytes;
+                let mapped = a.mapped_anonymous_bytes + a.mapped_file_bytes + a.mremap_grown_bytes + a.heap_grown_bytes;
                 let calls = a.mmap_anonymous_calls + a.mmap_file_calls + a.munmap_calls + a.mremap_calls + a.brk_calls;
                 self.mapped_bytes += mapped as f64;
                 self.address_space_calls += calls as f64;
             }
-            Addition::BlockIo(key, cell) => {
+            Addition::BlockIo(key, new) => {
                 match key.operation {
-                    operation::READ => self.read_bytes += cell.bytes as f64,
-                    operation::WRITE => self.write_bytes += cell.bytes as f64,
+                    operation::READ => self.read_bytes += new.bytes as f64,
+                    operation::WRITE => self.write_bytes += new.bytes as f64,
                     _ => {}
                 }
-                self.io_ops += cell.count as f64;
-                self.io_wait += cell.wait_ns as f64 / 1e9;
+                self.io_ops += new.count as f64;
+                self.io_wait += new.wait_ns as f64 / 1e9;
             }
+            Addition::BlockLatency(..) => {}
         }
     }
 
@@ -155,22 +158,32 @@ fn add_address_space(mine: &mut address_space::Totals, new: &address_space::Tota
 }
 
 impl BlockIo {
-    fn apply(&mut self, key: &CellKey, cell: &Cell) {
+    fn add(&mut self, key: &Key, new: &block_io::Totals) {
         let operation = usize::from(key.operation).min(self.operations.len() - 1);
         let mine = &mut self.operations[operation];
-        mine.count += cell.count;
-        mine.bytes += cell.bytes;
-        mine.errors += cell.errors;
-        mine.wait_ns += cell.wait_ns;
-        if key.queue_bucket == NO_BUCKET || cell.count == 0 {
-            return;
+        mine.count += new.count;
+        mine.bytes += new.bytes;
+        mine.errors += new.errors;
+        mine.wait_ns += new.wait_ns;
+    }
+
+    fn add_latency(&mut self, key: &Key, bucket: Bucket, count: u64) {
+        let value = bucket.bucket();
+        match bucket.kind() {
+            latency::QUEUE => self.queue_latency.add(value, count),
+            latency::DEVICE => self.device_latency.add(value, count),
+            latency::TOTAL => self.add_total_latency(key, value, count),
+            _ => {
+                self.device_latency.add(value, count);
+                self.add_total_latency(key, value, count);
+            }
         }
-        self.queue_latency.add(key.queue_bucket, cell.count);
-        self.device_latency.add(key.device_bucket, cell.count);
-        let total = histogram::bucket(total_ns(key, cell));
+    }
+
+    fn add_total_latency(&mut self, key: &Key, value: u16, count: u64) {
         match key.operation {
-            operation::READ => self.read_latency.add(total, cell.count),
-            operation::WRITE => self.write_latency.add(total, cell.count),
+            operation::READ => self.read_latency.add(value, count),
+            operation::WRITE => self.write_latency.add(value, count),
             _ => {}
         }
     }
@@ -189,16 +202,6 @@ impl BlockIo {
     pub fn errors(&self) -> u64 {
         self.operations.iter().map(|o| o.errors).sum()
     }
-}
-
-/// Submission to completion of a cell's requests. They all lie in the same two buckets, so their mean is within a bucket's
-/// width of each of them; where the sums were read while the kernel was adding to them, the buckets' midpoints serve.
-fn total_ns(key: &CellKey, cell: &Cell) -> u64 {
-    let (queue, device) = (key.queue_bucket, key.device_bucket);
-    let lowest = histogram::lower_bound_ns(queue) + histogram::lower_bound_ns(device);
-    let highest = histogram::upper_bound_ns(queue) + histogram::upper_bound_ns(device);
-    let mean = cell.wait_ns / cell.count.max(1);
-    if (lowest..=highest).contains(&mean) { mean } else { lowest.midpoint(highest) }
 }
 
 impl Histogram {
@@ -222,8 +225,7 @@ impl Histogram {
         let mut seen = 0;
         self.0.iter().find_map(|&(bucket, count)| {
             seen += count;
-            (seen >= rank)
-                .then(|| histogram::lower_bound_ns(bucket).midpoint(histogram::upper_bound_ns(bucket)))
+            (seen >= rank).then(|| histogram::lower_bound_ns(bucket).midpoint(histogram::upper_bound_ns(bucket)))
         })
     }
 

@@ -19,11 +19,8 @@ pub(crate) use crowd::sleep_and_work;
 /// The benchmarks. Each fails when a limit is broken, and all need root.
 #[derive(clap::Subcommand)]
 pub(crate) enum Benchmark {
-    /// Mean nanoseconds per event of each kernel program, next to an empty one on the same hook
     Probes(probes::Options),
-    /// What redis, PostgreSQL, a Python loop and a compiler lose while the agent runs at defaults
     Slowdown(slowdown::Options),
-    /// The agent's own memory, map memory and CPU time at defaults, with many processes around it
     Agent(agent::Options),
 }
 

@@ -4,6 +4,7 @@
 use crate::process;
 use anyhow::Result;
 
+/// Measure the mean nanoseconds per event of each kernel program, next to an empty one on the same hook
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Print the result as JSON

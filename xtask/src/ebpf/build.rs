@@ -14,6 +14,7 @@ const TARGET: &str = "bpfel-unknown-none";
 
 /// Builds all kernel objects, without debug information, and returns the directory they are in.
 pub(crate) fn build(toolchain: &Toolchain, names: &[String]) -> Result<PathBuf> {
+    println!("building {} kernel objects with {}", names.len(), toolchain.identity());
     let target = target_directory(toolchain)?;
     process::run(&mut command(toolchain, &target)?)?;
     let stripped = target.join("objects");

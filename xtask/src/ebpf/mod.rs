@@ -19,8 +19,8 @@ use toolchain::Toolchain;
 
 /// Rebuild the compiled kernel programs in monitor-ebpf/objects, or check them
 ///
-/// The toolchain that built them is recorded beside them. It is a Rust compiler with its library sources and bpf-linker with the same LLVM; where they are missing, the error
-/// says which commands install them.
+/// That takes a Rust compiler with its library's sources, and bpf-linker with the same LLVM; where they are missing, the
+/// error says which commands install them. Which ones built the objects is recorded beside them.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Change nothing; build fresh objects and fail unless the committed ones hold the same programs, instructions, maps
@@ -32,17 +32,24 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     workspace::require_supported_machine()?;
+    if options.check { check() } else { rebuild() }
+}
+
+fn rebuild() -> Result<()> {
     let committed = workspace::objects();
     let recorded = Record::read(&committed)?;
     let toolchain = Toolchain::find(recorded.as_ref().map(|record| &record.toolchain))?;
+    let fresh = build::build(&toolchain, &workspace::kernel_object_names()?)?;
+    install(&fresh, &committed, &toolchain)
+}
+
+fn check() -> Result<()> {
+    let committed = workspace::objects();
+    let recorded = Record::read(&committed)?
+        .with_context(|| format!("{} has no {}: run `cargo xtask ebpf`", committed.display(), record::FILE))?;
+    let toolchain = Toolchain::find(Some(&recorded.toolchain))?;
     let names = workspace::kernel_object_names()?;
-    println!("building {} kernel objects with {}", names.len(), toolchain.identity());
     let fresh = build::build(&toolchain, &names)?;
-    if !options.check {
-        return install(&fresh, &committed, &toolchain);
-    }
-    let recorded =
-        recorded.with_context(|| format!("{} has no {}: run `cargo xtask ebpf`", committed.display(), record::FILE))?;
     if recorded.toolchain == *toolchain.identity() {
         return compare_all(&names, &fresh, &committed, &recorded);
     }

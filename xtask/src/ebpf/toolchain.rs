@@ -13,10 +13,10 @@ use std::{
 
 /// What to type where nothing was found.
 const HOW_TO_INSTALL: &str = "\
-On Debian, a compiler with its library sources:
+They take a Rust compiler with its library's sources, and bpf-linker with the same LLVM. On Debian:
   apt-get install --no-install-recommends rustc-web cargo-web rust-web-src llvm-22-dev libpolly-22-dev libzstd-dev
   LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --no-default-features --features llvm-22
-Elsewhere, with rustup and LLVM's development files of the version that `rustc +nightly -vV` names, here 22:
+Elsewhere, with rustup and the development files of the LLVM that `rustc +nightly -vV` names, here 22:
   rustup toolchain install nightly --component rust-src
   LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 --no-default-features --features llvm-22";
 
@@ -31,7 +31,7 @@ pub(crate) struct Toolchain {
 impl Toolchain {
     /// Finds a toolchain, if possible one of the recorded versions.
     pub(crate) fn find(recorded: Option<&Identity>) -> Result<Self> {
-        let linker = Linker::find().with_context(|| missing("bpf-linker is not in PATH nor in ~/.cargo/bin"))?;
+        let linker = Linker::find()?;
         let installed = Compiler::installed();
         if installed.is_empty() {
             bail!(missing("no Rust compiler here has the sources of its library"));
@@ -68,7 +68,7 @@ impl Toolchain {
 }
 
 fn missing(what: &str) -> String {
-    format!("{what}; the kernel programs need both to be built.\n{HOW_TO_INSTALL}")
+    format!("cannot build the kernel programs: {what}.\n{HOW_TO_INSTALL}")
 }
 
 fn identity(compiler: &Compiler, linker: &Linker) -> Identity {
@@ -88,11 +88,11 @@ fn choose(installed: Vec<Compiler>, linker: &Linker, recorded: Option<&Identity>
     let Some(position) = position else {
         let found: Vec<_> =
             installed.iter().map(|compiler| format!("rustc {}, LLVM {}", compiler.version, compiler.llvm)).collect();
-        bail!(
-            "bpf-linker has LLVM {}, and no compiler with library sources has the same ({}).\n{HOW_TO_INSTALL}",
+        bail!(missing(&format!(
+            "bpf-linker has LLVM {}, and no compiler with its library's sources has the same ({})",
             linker.llvm,
             found.join("; ")
-        );
+        )));
     };
     installed.into_iter().nth(position).context("the compiler just found")
 }
@@ -163,7 +163,7 @@ impl Linker {
         let beside_cargo = std::env::home_dir().map(|home| home.join(".cargo/bin/bpf-linker"));
         let program = process::find_program("bpf-linker")
             .or_else(|| beside_cargo.filter(|file| process::is_executable(file)))
-            .context("not found")?;
+            .with_context(|| missing("bpf-linker is neither in PATH nor in ~/.cargo/bin"))?;
         let version = process::output(Command::new(&program).arg("--version"))?;
         let llvm = process::output(Command::new(&program).args([
             "--llvm-args=--version",

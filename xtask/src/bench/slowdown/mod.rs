@@ -20,7 +20,10 @@ use serde_json::{Value, json};
 use std::{path::Path, time::Duration};
 use workload::{Prepare, Workload};
 
-/// Measures ordinary work with and without the agent. Default rounds take some nine minutes.
+/// Measure what redis, PostgreSQL, a Python loop and a compiler lose while the agent runs at defaults
+///
+/// Takes some ten minutes. A workload fails when the median of its pairs is more than 1 % slower with the agent; one whose
+/// programs are missing is reported as not run, and fails too. Quiet the machine first: other load is noise.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Pairs of runs of each workload

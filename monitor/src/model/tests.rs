@@ -1,0 +1,284 @@
+//! The model as a whole: samples in, snapshots out.
+
+use super::*;
+use crate::{
+    ids::{ProcessKey, Tgid},
+    sample::FoundProcess,
+};
+use monitor_common::{
+    block_io::{self, Bucket, latency, operation},
+    histogram, page_fault,
+};
+use snapshot::{Process, ProcessState};
+
+const SECOND: u64 = 1_000_000_000;
+const RETENTION: Retention = Retention { keep: Duration::from_secs(60), limit: 3 };
+
+/// A model with the cgroups / (1), /a (2) and /a/b (3), and init.
+fn model() -> Model {
+    let mut model = Model::new(BootTime(0), RETENTION, "v2");
+    let cgroups = [(1, "/"), (2, "/a"), (3, "/a/b")].map(|(id, path)| (CgroupId(id), path.into())).to_vec();
+    let init = FoundProcess {
+        id: ProcessId { tgid: Tgid(1), start_ns: 0 },
+        parent: None,
+        command: "init".into(),
+        command_line: "/sbin/init".into(),
+        cgroup_path: Some("/".into()),
+        running: true,
+    };
+    model.take(&Sample { found: Found { cgroups, processes: vec![init], ..Found::default() }, ..Sample::default() });
+    model
+}
+
+fn owner(tgid: u32, cgroup: u64) -> Owner {
+    Owner { cgroup, start_ns: u64::from(tgid) * SECOND, tgid, reserved: 0 }
+}
+
+fn moment(time: u64, what: What) -> Moment {
+    Moment { time: BootTime(time), what }
+}
+
+fn fork(time: u64, parent: &Owner, child: Owner) -> Moment {
+    let parent = ProcessId::from(parent);
+    moment(time, What::Fork { child, parent, kernel_thread: false, command: *b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0\0" })
+}
+
+fn exit(time: u64, owner: Owner, wait_status: u32) -> Moment {
+    moment(time, What::Exit { owner, wait_status, command: [0; 16] })
+}
+
+fn moments(time: u64, moments: Vec<Moment>) -> Sample {
+    Sample { time: BootTime(time), moments, ..Sample::default() }
+}
+
+fn faults(time: u64, owners: &[(Owner, u64)]) -> Sample {
+    let counts = |n| std::array::from_fn(|kind| if kind == page_fault::WRITE { n } else { 0 });
+    let page_faults = owners.iter().map(|&(owner, n)| (owner, counts(n))).collect();
+    let counters = Some(Counters { page_faults, ..Counters::default() });
+    Sample { time: BootTime(time), counters, ..Sample::default() }
+}
+
+fn snapshot(model: &mut Model, time: u64) -> Snapshot {
+    model.snapshot(&Sample { time: BootTime(time), ..Sample::default() })
+}
+
+fn find(snapshot: &Snapshot, tgid: u32) -> &Process {
+    snapshot.processes.iter().find(|process| process.id.tgid == Tgid(tgid)).expect("the process")
+}
+
+fn cgroup_faults(snapshot: &Snapshot) -> Vec<(&str, u64)> {
+    snapshot.cgroups.iter().map(|cgroup| (&*cgroup.path, cgroup.subject.totals.user_faults())).collect()
+}
+
+#[test]
+fn a_process_that_moves_is_charged_in_both_cgroups() {
+    let mut model = model();
+    let (before, after) = (owner(10, 2), owner(10, 3));
+    model.take(&moments(SECOND, vec![fork(SECOND, &owner(1, 1), before)]));
+    model.take(&faults(SECOND, &[(before, 100)]));
+    model.take(&moments(2 * SECOND, vec![moment(2 * SECOND, What::Moved(after))]));
+    model.take(&faults(2 * SECOND, &[(before, 100), (after, 200)]));
+    let snapshot = snapshot(&mut model, 3 * SECOND);
+    assert_eq!(find(&snapshot, 10).subject.totals.user_faults(), 300);
+    assert_eq!(find(&snapshot, 10).cgroup_path.as_deref(), Some("/a/b"));
+    assert_eq!(cgroup_faults(&snapshot), [("/", 300), ("/a", 300), ("/a/b", 200)]);
+    assert_eq!(snapshot.host.totals.user_faults(), 300);
+}
+
+#[test]
+fn rates_are_over_the_tick_and_fall_back_to_zero() {
+    let mut model = model();
+    let process = owner(10, 2);
+    model.take(&moments(0, vec![fork(0, &owner(1, 1), process)]));
+    model.take(&faults(0, &[(process, 1000)]));
+    let first = snapshot(&mut model, SECOND);
+    assert_eq!(first.host.rates.page_faults, 0.0, "what was before the first tick is no rate");
+    model.take(&faults(2 * SECOND, &[(process, 1500)]));
+    let second = snapshot(&mut model, 3 * SECOND);
+    for rates in [second.host.rates, find(&second, 10).subject.rates, second.trees[1].subject.rates] {
+        assert_eq!(rates.page_faults, 250.0);
+    }
+    model.take(&faults(4 * SECOND, &[(process, 1500)]));
+    let third = snapshot(&mut model, 4 * SECOND);
+    assert_eq!(find(&third, 10).subject.rates.page_faults, 0.0);
+    assert_eq!(find(&second, 10).subject.rates.page_faults, 250.0, "readers keep what they hold");
+}
+
+#[test]
+fn a_tree_holds_descendants_in_its_cgroup_also_after_they_went() {
+    let mut model = model();
+    let (shell, worker, container) = (owner(10, 2), owner(11, 2), owner(12, 3));
+    model.take(&moments(
+        SECOND,
+        vec![fork(SECOND, &owner(1, 1), shell), fork(SECOND, &shell, worker), fork(SECOND, &worker, container)],
+    ));
+    model.take(&faults(SECOND, &[(shell, 1), (worker, 10), (container, 100)]));
+    model.take(&moments(2 * SECOND, vec![exit(2 * SECOND, worker, 0)]));
+    let snapshot = snapshot(&mut model, 3 * SECOND);
+    let trees: Vec<_> = snapshot
+        .trees
+        .iter()
+        .map(|tree| (tree.root.tgid.0, tree.running, tree.exited_total, tree.subject.totals.user_faults()))
+        .collect();
+    assert_eq!(trees, [(1, 1, 0, 0), (10, 1, 1, 11), (12, 1, 0, 100)]);
+    let running: Vec<_> = snapshot.cgroups.iter().map(|cgroup| (&*cgroup.path, cgroup.running)).collect();
+    assert_eq!(running, [("/", 3), ("/a", 2), ("/a/b", 1)]);
+}
+
+#[test]
+fn exited_processes_stay_for_a_while_and_are_folded_away_then() {
+    let mut model = model();
+    let all: Vec<_> = (10..15).map(|tgid| owner(tgid, 2)).collect();
+    model.take(&moments(SECOND, all.iter().map(|process| fork(SECOND, &owner(1, 1), *process)).collect()));
+    let counts: Vec<_> = all.iter().map(|process| (*process, 7)).collect();
+    model.take(&moments(2 * SECOND, all.iter().map(|process| exit(2 * SECOND, *process, 0x0300)).collect()));
+    assert_eq!(model.awaiting_harvest().0, 5);
+    assert_eq!(snapshot(&mut model, 2 * SECOND).folded_processes_total, 0, "none goes before its counters were taken");
+
+    let taken = model.take(&faults(3 * SECOND, &counts));
+    assert_eq!(taken.harvest.page_faults, all);
+    assert_eq!(model.awaiting_harvest().0, 0);
+    let kept = snapshot(&mut model, 4 * SECOND);
+    assert_eq!(kept.folded_processes_total, 2, "only three are to stay");
+    assert_eq!(find(&kept, 14).subject.totals.user_faults(), 7);
+    assert!(matches!(find(&kept, 14).state, ProcessState::Exited { wait_status: Some(0x0300), oom_killed: false, .. }));
+
+    let last = snapshot(&mut model, 63 * SECOND);
+    assert_eq!((last.folded_processes_total, last.processes.len()), (5, 1));
+    assert_eq!(last.host.totals.user_faults(), 35);
+    assert_eq!(cgroup_faults(&last), [("/", 35), ("/a", 35)]);
+    assert_eq!(last.trees.len(), 1, "a tree goes with its last process");
+}
+
+#[test]
+fn a_process_that_has_just_exited_is_not_harvested_yet() {
+    let mut model = model();
+    let process = owner(10, 2);
+    model.take(&moments(SECOND, vec![fork(SECOND, &owner(1, 1), process), exit(2 * SECOND, process, 0)]));
+    assert!(model.take(&faults(2 * SECOND + 1, &[(process, 1)])).harvest.page_faults.is_empty());
+    let harvest = model.take(&faults(3 * SECOND, &[(process, 3)])).harvest;
+    assert_eq!(harvest.page_faults, [process]);
+    // What comes after all starts from zero in the kernel, too.
+    model.take(&faults(4 * SECOND, &[(process, 2)]));
+    assert_eq!(find(&snapshot(&mut model, 5 * SECOND), 10).subject.totals.user_faults(), 5);
+}
+
+#[test]
+fn a_reused_pid_is_another_process() {
+    let mut model = model();
+    let (first, second) = (owner(10, 2), Owner { start_ns: 50 * SECOND, ..owner(10, 2) });
+    model.take(&moments(SECOND, vec![fork(SECOND, &owner(1, 1), first), exit(2 * SECOND, first, 9)]));
+    model.take(&moments(50 * SECOND, vec![fork(50 * SECOND, &owner(1, 1), second)]));
+    model.take(&faults(51 * SECOND, &[(first, 5), (second, 6)]));
+    let snapshot = snapshot(&mut model, 51 * SECOND);
+    let both: Vec<_> = snapshot
+        .processes
+        .iter()
+        .filter(|process| process.id.tgid == Tgid(10))
+        .map(|process| (process.state == ProcessState::Running, process.subject.totals.user_faults()))
+        .collect();
+    assert_eq!(both, [(true, 6), (false, 5)]);
+}
+
+#[test]
+fn an_exec_renames_and_a_kill_for_want_of_memory_is_remembered() {
+    let mut model = model();
+    let process = owner(10, 2);
+    let exec = What::Exec {
+        owner: process,
+        command: *b"python3\0\0\0\0\0\0\0\0\0",
+        arguments: bytes::Bytes::from_static(b"python3\0train.py\0"),
+        cut: true,
+    };
+    let doomed = What::OomVictim { owner: process, command: [0; 16] };
+    let taken = model.take(&moments(
+        SECOND,
+        vec![
+            fork(SECOND, &owner(1, 1), process),
+            moment(SECOND, exec),
+            moment(SECOND, doomed),
+            exit(SECOND, process, 9),
+        ],
+    ));
+    let names: Vec<_> =
+        taken.events.iter().map(|event| serde_json::to_value(event).unwrap()["event"].clone()).collect();
+    assert_eq!(names, ["fork", "exec", "oom_victim", "exit"]);
+    let snapshot = snapshot(&mut model, SECOND);
+    let process = find(&snapshot, 10);
+    assert_eq!((&*process.command, &*process.command_line), ("python3", "python3 train.py…"));
+    assert!(matches!(process.state, ProcessState::Exited { oom_killed: true, wait_status: Some(9), .. }));
+}
+
+#[test]
+fn latencies_of_all_kinds_reach_process_cgroup_and_device() {
+    let mut model = model();
+    let (process, device) = (owner(10, 2), DeviceId(254 << 20));
+    let key = block_io::Key { owner: process, device: device.0, operation: operation::READ, reserved: 0 };
+    let series = Bucket::series_of(0x1234_5678_9abc_def0);
+    let totals = block_io::Totals { series, count: 3, bytes: 12288, errors: 1, wait_ns: 3_000_000 };
+    let at = |kind, ns| Bucket::new(series, kind, histogram::bucket(ns));
+    let counters = Counters {
+        block_io: vec![(key, totals)],
+        block_latencies: vec![
+            (at(latency::QUEUE, 5_000), 3),
+            (at(latency::DEVICE_AND_TOTAL, 1_000_000), 2),
+            (at(latency::DEVICE, 900_000), 1),
+            (at(latency::TOTAL, 4_000_000), 1),
+        ],
+        ..Counters::default()
+    };
+    let mut sample = Sample { time: BootTime(SECOND), counters: Some(counters), ..Sample::default() };
+    let unknown = model.unknown(&sample);
+    assert_eq!((unknown.processes.len(), unknown.cgroups.len(), &unknown.devices[..]), (1, 0, &[device][..]));
+    sample.found.devices.push((device, "vda".into()));
+    sample.moments.push(fork(SECOND, &owner(1, 1), process));
+    model.take(&sample);
+    let snapshot = snapshot(&mut model, 2 * SECOND);
+    let cgroup = &snapshot.cgroups[1].subject;
+    for subject in [&find(&snapshot, 10).subject, cgroup, &snapshot.block_devices[0].subject, &snapshot.host] {
+        let io = subject.totals.block_io.as_deref().expect("block I/O");
+        assert_eq!((io.count(), io.errors(), io.wait_ns()), (3, 1, 3_000_000));
+        assert_eq!((io.read_latency.count(), io.device_latency.count(), io.queue_latency.count()), (3, 3, 3));
+        assert_eq!(histogram::bucket(io.read_latency.quantile_ns(0.99).unwrap()), histogram::bucket(4_000_000));
+        assert_eq!(histogram::bucket(io.device_latency.quantile_ns(0.1).unwrap()), histogram::bucket(900_000));
+    }
+    assert_eq!(snapshot.block_devices[0].name, "vda");
+}
+
+#[test]
+fn what_nobody_was_told_of_is_found_or_at_least_numbered() {
+    let mut model = model();
+    let mut sample = faults(SECOND, &[(owner(77, 99), 4), (Owner::UNATTRIBUTED, 3)]);
+    let unknown = model.unknown(&sample);
+    assert_eq!(unknown.processes, [ProcessId::from(&owner(77, 99))]);
+    assert_eq!(unknown.cgroups, [CgroupId(99)]);
+    sample.found.processes.push(FoundProcess {
+        id: unknown.processes[0],
+        parent: None,
+        command: String::new(),
+        command_line: String::new(),
+        cgroup_path: None,
+        running: false,
+    });
+    model.take(&sample);
+    let snapshot = snapshot(&mut model, 2 * SECOND);
+    assert_eq!(find(&snapshot, 77).subject.totals.user_faults(), 4);
+    assert_eq!(snapshot.host.totals.user_faults(), 7, "what belongs to nobody still counts for the host");
+}
+
+#[test]
+fn what_went_without_a_record_is_swept_up() {
+    let mut model = model();
+    let process = owner(10, 3);
+    model.take(&moments(SECOND, vec![fork(SECOND, &owner(1, 1), process)]));
+    assert_eq!(model.running().len(), 2);
+    let found = Found { gone: vec![ProcessId::from(&process)], gone_cgroups: vec![CgroupId(3)], ..Found::default() };
+    model.take(&Sample { time: BootTime(2 * SECOND), found, ..Sample::default() });
+    assert_eq!(
+        model.running().iter().map(|id| id.key()).collect::<Vec<_>>(),
+        [ProcessKey { tgid: Tgid(1), start_tick: 0 }]
+    );
+    let snapshot = snapshot(&mut model, 3 * SECOND);
+    assert!(matches!(find(&snapshot, 10).state, ProcessState::Exited { wait_status: None, .. }));
+    assert_eq!(model.present_cgroups().count(), 2);
+}
