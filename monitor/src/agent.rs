@@ -38,6 +38,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Attaches, serves, and goes on until it is told to end: by a signal, or after the configured time.
 pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
+    doctor::check(&config)?;
     keep_memory_small();
     let mut end = End::new(config.run_for)?;
     let since = BootTime::now();

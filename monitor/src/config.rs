@@ -69,6 +69,8 @@ pub struct SourceConfig {
     pub enabled: bool,
     /// The only rung to try; none for the best that works.
     pub rung: Option<String>,
+    /// Owners (processes in a cgroup) that its map has room for; none for a source that counts nothing.
+    pub owners: Option<u32>,
     /// Size of its ring in bytes, a power of two; none for a source without a ring.
     pub ring_bytes: Option<u32>,
 }
@@ -102,10 +104,23 @@ impl Default for Config {
             sources: Default::default(),
         };
         for source in Source::ALL {
-            *config.source_mut(source) =
-                SourceConfig { enabled: true, rung: None, ring_bytes: default_ring_bytes(source) };
+            *config.source_mut(source) = SourceConfig {
+                enabled: true,
+                rung: None,
+                owners: default_owners(source),
+                ring_bytes: default_ring_bytes(source),
+            };
         }
         config
+    }
+}
+
+const fn default_owners(source: Source) -> Option<u32> {
+    match source {
+        Source::PageFault => Some(limits::PAGE_FAULT_OWNERS),
+        Source::AddressSpace => Some(limits::ADDRESS_SPACE_OWNERS),
+        Source::BlockIo => Some(limits::BLOCK_IO_KEYS),
+        Source::Lifecycle => None,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What this host offers, which rung of each source's ladder holds, and why the better ones do not.
 
 use crate::{
-    config::Config,
+    config::{self, Config, SourceConfig},
     coverage::{Coverage, Loss, SourceCoverage, State},
     kernel::{
         attach::{Loader, Settings},
@@ -25,6 +25,7 @@ pub struct Report {
 
 /// Probes this host and attaches every source for a moment: only a try tells. Nothing is left attached.
 pub fn examine(config: &Config) -> anyhow::Result<Report> {
+    check(config)?;
     let (support, settings) = (examine_fields(config), settings(config));
     let loader = Loader::new(&support, &settings);
     let sources = Source::ALL.map(|source| {
@@ -72,13 +73,30 @@ pub fn wish(config: &Config, source: Source) -> Wish<'_> {
     Wish { disabled: !source.enabled, rung: source.rung.as_deref() }
 }
 
+/// Refuses a configuration that asks for a rung no source has.
+pub fn check(config: &Config) -> Result<(), config::Error> {
+    for source in Source::ALL {
+        let Some(wanted) = &config.source(source).rung else { continue };
+        let names: Vec<_> = plan::ladder(source).iter().map(|rung| rung.name).collect();
+        if !names.contains(&wanted.as_str()) {
+            let known = names.join(", ");
+            return Err(config::Error::Conflict(format!("{source}.rung = {wanted:?} is refused: it takes {known}")));
+        }
+    }
+    Ok(())
+}
+
 /// What the configuration tells the kernel programs.
 pub fn settings(config: &Config) -> Settings {
+    let of_sources = |setting: fn(&SourceConfig) -> Option<u32>| {
+        Source::ALL.into_iter().filter_map(|source| Some((source, setting(config.source(source))?))).collect()
+    };
     Settings {
         large_call_bytes: config.large_call_bytes,
         slow_io_ns: u64::try_from(config.slow_io.as_nanos()).unwrap_or(u64::MAX),
         log_level: config.kernel_log as u8,
-        rings: Source::ALL.into_iter().filter_map(|source| Some((source, config.source(source).ring_bytes?))).collect(),
+        rings: of_sources(|source| source.ring_bytes),
+        owners: of_sources(|source| source.owners),
     }
 }
 

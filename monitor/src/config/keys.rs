@@ -39,6 +39,8 @@ pub enum Slot<'a> {
     Switch(&'a mut bool),
     /// A plain number.
     Count(&'a mut u32, RangeInclusive<u32>),
+    /// How many keys a map has room for.
+    Capacity(&'a mut Option<u32>, RangeInclusive<u32>),
     /// A size in bytes.
     Bytes(&'a mut u64, RangeInclusive<u64>),
     /// The size of a ring in bytes: a power of two.
@@ -89,6 +91,11 @@ fn of_source(source: Source) -> Vec<Key> {
         key("enabled", "attach this source", |s| Slot::Switch(&mut s.enabled)),
         key("rung", "the only way of attaching to try; empty for the best that works", |s| Slot::Name(&mut s.rung)),
     ];
+    if Config::default().source(source).owners.is_some() {
+        keys.push(key("owners", "for how many processes, in a cgroup each, it can count at a time", |s| {
+            Slot::Capacity(&mut s.owners, 16..=1 << 20)
+        }));
+    }
     if Config::default().source(source).ring_bytes.is_some() {
         keys.push(key("ring_bytes", "size of the ring that carries its moments", |s| {
             Slot::RingBytes(&mut s.ring_bytes, 4096..=16 << 20)
@@ -139,6 +146,7 @@ impl Slot<'_> {
             Self::Name(name) => *name = (!text.is_empty()).then(|| text.to_owned()),
             Self::Switch(switch) => *switch = text.parse().ok()?,
             Self::Count(count, range) => *count = text.parse().ok().filter(|n| range.contains(n))?,
+            Self::Capacity(count, range) => *count = Some(text.parse().ok().filter(|n| range.contains(n))?),
             Self::Bytes(bytes, range) => *bytes = parse_bytes(text).ok().filter(|n| range.contains(n))?,
             Self::RingBytes(bytes, range) => {
                 let size = u32::try_from(parse_bytes(text).ok()?).ok()?;
@@ -159,6 +167,7 @@ impl Slot<'_> {
             Self::Name(name) => name.as_deref().unwrap_or_default().to_owned(),
             Self::Switch(switch) => switch.to_string(),
             Self::Count(count, _) => count.to_string(),
+            Self::Capacity(count, _) => count.unwrap_or_default().to_string(),
             Self::Bytes(bytes, _) => show_bytes(**bytes),
             Self::RingBytes(bytes, _) => bytes.map(|bytes| show_bytes(bytes.into())).unwrap_or_default(),
             Self::Duration(duration, _) => show_duration(**duration),
@@ -172,7 +181,9 @@ impl Slot<'_> {
             Self::Path(_) => "a path".to_owned(),
             Self::Name(_) => "a name in quotes".to_owned(),
             Self::Switch(_) => "true or false".to_owned(),
-            Self::Count(_, range) => format!("a number from {} to {}", range.start(), range.end()),
+            Self::Count(_, range) | Self::Capacity(_, range) => {
+                format!("a number from {} to {}", range.start(), range.end())
+            }
             Self::Bytes(_, range) => {
                 format!("a size from {} to {}, such as \"1MiB\"", show_bytes(*range.start()), show_bytes(*range.end()))
             }
@@ -190,7 +201,7 @@ impl Slot<'_> {
 
     /// Whether TOML writes the value as a bare number.
     pub(super) const fn takes_integer(&self) -> bool {
-        matches!(self, Self::Count(..) | Self::Bytes(..) | Self::RingBytes(..))
+        matches!(self, Self::Count(..) | Self::Capacity(..) | Self::Bytes(..) | Self::RingBytes(..))
     }
 
     /// Whether TOML writes the value as a bare word.
@@ -201,7 +212,7 @@ impl Slot<'_> {
     /// The value as TOML writes it.
     pub(super) fn toml(&self) -> String {
         match self {
-            Self::Switch(_) | Self::Count(..) => self.show(),
+            Self::Switch(_) | Self::Count(..) | Self::Capacity(..) => self.show(),
             _ => toml::Value::String(self.show()).to_string(),
         }
     }
@@ -211,6 +222,7 @@ impl Slot<'_> {
         match self {
             Self::Switch(switch) => (**switch).into(),
             Self::Count(count, _) => (**count).into(),
+            Self::Capacity(count, _) => (**count).into(),
             _ => self.show().into(),
         }
     }

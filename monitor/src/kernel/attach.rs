@@ -31,6 +31,8 @@ pub struct Settings {
     pub log_level: u8,
     /// Bytes of the rings of those sources that have one.
     pub rings: BTreeMap<Source, u32>,
+    /// Owners that the maps of those sources that count have room for.
+    pub owners: BTreeMap<Source, u32>,
 }
 
 /// Why an object or program could not be loaded or attached.
@@ -162,6 +164,9 @@ impl<'a> Loader<'a> {
         if let Some(&bytes) = source.and_then(|source| self.settings.rings.get(&source)) {
             loader.map_max_entries("MOMENTS", bytes);
         }
+        if let Some((source, &owners)) = source.and_then(|source| Some((source, self.settings.owners.get(&source)?))) {
+            loader.map_max_entries(owners_map(source), owners);
+        }
         Ok(loader.load(object)?)
     }
 
@@ -231,6 +236,16 @@ impl<'a> Loader<'a> {
             }
         }
         Ok(None)
+    }
+}
+
+/// The map of a source whose keys are owners.
+const fn owners_map(source: Source) -> &'static str {
+    match source {
+        Source::PageFault => "PAGE_FAULTS",
+        Source::AddressSpace => "ADDRESS_SPACES",
+        Source::BlockIo => "TOTALS",
+        Source::Lifecycle => "",
     }
 }
 

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
 fn report(arguments: &Arguments) -> Result<()> {
     let files = measure(arguments)?;
     let mut total = Lines::default();
-    println!("{:<32}{:>8}{:>9}", "line coverage (tests left out)", "lines", "covered");
+    println!("{:<44}{:>8}{:>9}", "line coverage (tests left out)", "lines", "covered");
     for directory in &arguments.sources {
         let lines = files.iter().filter(|(file, _)| file.starts_with(directory)).map(|(_, lines)| *lines).sum();
         print_row(&directory.display().to_string(), lines);
@@ -66,7 +66,7 @@ fn report(arguments: &Arguments) -> Result<()> {
 }
 
 fn print_row(name: &str, lines: Lines) {
-    println!("{name:<32}{:>8}{:>9}{:>8.1} %", lines.all, lines.covered, lines.percent());
+    println!("{name:<44}{:>8}{:>9}{:>8.1} %", lines.all, lines.covered, lines.percent());
 }
 
 fn print_least_covered(mut files: Vec<(PathBuf, Lines)>) {
