@@ -132,7 +132,8 @@ fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
     let entry = unsafe {
         Request {
             owner: submitter(request),
-            submitted_ns: submitted_ns(request),
+            // Not the request's own stamp: some kernels renew that only after this tracepoint.
+            submitted_ns: now(),
             issued_ns: 0,
             bytes: 0,
             status: 0,
@@ -282,15 +283,6 @@ fn send(entry: &Request, device: u32, sector: u64, queue_ns: u64, device_ns: u64
         // SAFETY: the ring's reserved bytes.
         unsafe { record.write(completion) };
     });
-}
-
-/// When a request was made: the block layer's own stamp, which /sys/block/*/stat is made from, too; where it does not
-/// keep those statistics, now.
-#[inline(always)]
-unsafe fn submitted_ns(request: Kernel) -> u64 {
-    // SAFETY: the caller's request.
-    let stamp: u64 = unsafe { request.read(&fields::REQUEST_START_TIME_NS) };
-    if stamp != 0 { stamp } else { now() }
 }
 
 /// Who submits: the running task. What a kernel thread writes back is charged to the cgroup that dirtied the pages,

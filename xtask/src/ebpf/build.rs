@@ -16,7 +16,12 @@ const TARGET: &str = "bpfel-unknown-none";
 pub(crate) fn build(toolchain: &Toolchain, names: &[String]) -> Result<PathBuf> {
     println!("building {} kernel objects with {}", names.len(), toolchain.identity());
     let target = target_directory(toolchain)?;
-    process::run(&mut command(toolchain, &target)?)?;
+    let packages = ["--package", "monitor-ebpf", "--package", "monitor-common"];
+    // Cargo judges by the times of files; what is committed is judged by their contents, so nothing old may remain.
+    process::run_unseen(cargo(toolchain, &target)?.args(["clean", "--release", "--target", TARGET]).args(packages))?;
+    let mut build = cargo(toolchain, &target)?;
+    build.args(["build", "--locked", "--release", "--package", "monitor-ebpf", "--bins"]);
+    process::run(build.args(["--target", TARGET, "-Z", "build-std=core"]))?;
     let stripped = target.join("objects");
     if stripped.exists() {
         fs::remove_dir_all(&stripped).with_context(|| format!("cannot empty {}", stripped.display()))?;
@@ -42,7 +47,8 @@ fn strip(built: &Path, stripped: &Path) -> Result<()> {
     fs::write(stripped, bytes).with_context(|| format!("cannot write {}", stripped.display()))
 }
 
-fn command(toolchain: &Toolchain, target: &Path) -> Result<Command> {
+/// The toolchain's cargo, and nothing of the one that started us.
+fn cargo(toolchain: &Toolchain, target: &Path) -> Result<Command> {
     let mut command = Command::new(toolchain.cargo());
     command.current_dir(workspace::root()).envs([("RUSTC_BOOTSTRAP", "1")]);
     for variable in ["CARGO", "RUSTUP_TOOLCHAIN", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTFLAGS"] {
@@ -51,8 +57,6 @@ fn command(toolchain: &Toolchain, target: &Path) -> Result<Command> {
     command.env("RUSTC", toolchain.rustc()).env("CARGO_TARGET_DIR", target);
     command.env("CARGO_ENCODED_RUSTFLAGS", flags(toolchain)?.join("\u{1f}"));
     command.env("PATH", search_path(toolchain)?);
-    command.args(["build", "--locked", "--release", "--package", "monitor-ebpf", "--bins"]);
-    command.args(["--target", TARGET, "-Z", "build-std=core"]);
     Ok(command)
 }
 

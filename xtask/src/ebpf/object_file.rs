@@ -1,9 +1,10 @@
 //! What a kernel object holds, part by part, so that two objects can be compared and the difference named; and taking
 //! debug information out of one. Nothing here knows how objects are made.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use object::{
-    BinaryFormat, File, Object, ObjectSection, ObjectSymbol, RelocationTarget, SectionKind, SymbolKind, build::elf,
+    BinaryFormat, File, Object, ObjectSection, ObjectSymbol, RelocationTarget, Section, SectionKind, SymbolKind,
+    build::elf,
 };
 use std::{collections::BTreeMap, fmt::Write};
 
@@ -51,35 +52,51 @@ pub(crate) fn differences(fresh: &[u8], committed: &[u8]) -> Result<Vec<String>>
     Ok(differences)
 }
 
-/// Everything in an object that reaches the kernel, by a name a developer knows.
-fn parts(bytes: &[u8]) -> Result<BTreeMap<String, Vec<u8>>> {
+/// The contents of an object's parts, each under a name that a developer knows.
+type Parts = BTreeMap<String, Vec<u8>>;
+
+/// Everything in an object that reaches the kernel.
+fn parts(bytes: &[u8]) -> Result<Parts> {
     let file = File::parse(bytes).context("not an object file")?;
-    let mut parts = BTreeMap::new();
-    for section in file.sections().filter(|section| is_compared(section.kind(), section.name().unwrap_or_default())) {
+    ensure!(file.format() == BinaryFormat::Elf, "not an ELF object");
+    let mut parts = Parts::new();
+    add_sections(&file, &mut parts)?;
+    add_symbols(&file, &mut parts)?;
+    Ok(parts)
+}
+
+fn add_sections(file: &File<'_>, parts: &mut Parts) -> Result<()> {
+    for section in file.sections() {
         let name = section.name().context("a section without a name")?;
+        if !is_compared(section.kind(), name) {
+            continue;
+        }
         let part = match section.kind() {
             SectionKind::Text => format!("instructions of {name}"),
             _ => format!("section {name}"),
         };
         parts.insert(part, section.data().with_context(|| format!("the data of section {name}"))?.to_vec());
-        let relocations = relocations(&file, &section)?;
+        let relocations = relocations(file, &section)?;
         if !relocations.is_empty() {
             parts.insert(format!("relocations of {name}"), relocations.into_bytes());
         }
     }
-    for symbol in file.symbols().filter(|symbol| symbol.is_definition()) {
-        let kind = match symbol.kind() {
-            SymbolKind::Text => "program",
-            SymbolKind::Data => "map or variable",
-            _ => continue,
+    Ok(())
+}
+
+fn add_symbols(file: &File<'_>, parts: &mut Parts) -> Result<()> {
+    for symbol in file.symbols().filter(ObjectSymbol::is_definition) {
+        let name = symbol.name().context("a symbol without a name")?;
+        match symbol.kind() {
+            SymbolKind::Text => parts.insert(format!("program {name}"), place(file, &symbol)?.into_bytes()),
+            // Constants without a name of their own are told by their section.
+            SymbolKind::Data if !name.starts_with("anon.") => {
+                parts.insert(format!("map or variable {name}"), data(file, &symbol)?)
+            }
+            _ => None,
         };
-        let place = symbol_place(&file, &symbol)?;
-        parts.insert(format!("{kind} {}", symbol.name()?), format!("{place} {}", symbol.size()).into_bytes());
     }
-    if file.format() != BinaryFormat::Elf {
-        anyhow::bail!("not an ELF object");
-    }
-    Ok(parts)
+    Ok(())
 }
 
 fn is_compared(kind: SectionKind, name: &str) -> bool {
@@ -100,7 +117,10 @@ fn relocations<'data>(file: &File<'data>, section: &impl ObjectSection<'data>) -
         let target = match relocation.target() {
             RelocationTarget::Symbol(index) => {
                 let symbol = file.symbol_by_index(index)?;
-                format!("{} {}", symbol_place(file, &symbol)?, symbol.name().unwrap_or_default())
+                match (symbol.kind(), symbol.section_index()) {
+                    (SymbolKind::Section, Some(section)) => file.section_by_index(section)?.name()?.to_owned(),
+                    _ => symbol.name().context("a relocation to a symbol without a name")?.to_owned(),
+                }
             }
             other => format!("{other:?}"),
         };
@@ -109,13 +129,24 @@ fn relocations<'data>(file: &File<'data>, section: &impl ObjectSection<'data>) -
     Ok(lines)
 }
 
-/// The section and offset a symbol stands at.
-fn symbol_place<'data>(file: &File<'data>, symbol: &impl ObjectSymbol<'data>) -> Result<String> {
-    let section = match symbol.section_index() {
-        Some(index) => file.section_by_index(index)?.name()?.to_owned(),
-        None => "undefined".to_owned(),
-    };
-    Ok(format!("{section}+{:#x}", symbol.address()))
+/// Where a program stands; its instructions are compared with their section.
+fn place<'data>(file: &File<'data>, symbol: &impl ObjectSymbol<'data>) -> Result<String> {
+    Ok(format!("{} {:#x} {:#x}", section_of(file, symbol)?.name()?, symbol.address(), symbol.size()))
+}
+
+/// The section and bytes of a map's definition or a variable. Where in its section it stands matters to nobody.
+fn data<'data>(file: &File<'data>, symbol: &impl ObjectSymbol<'data>) -> Result<Vec<u8>> {
+    let section = section_of(file, symbol)?;
+    let bytes = section.data_range(symbol.address(), symbol.size())?.unwrap_or_default();
+    Ok([section.name()?.as_bytes(), b" ", bytes].concat())
+}
+
+fn section_of<'data, 'file>(
+    file: &'file File<'data>,
+    symbol: &impl ObjectSymbol<'data>,
+) -> Result<Section<'data, 'file>> {
+    let index = symbol.section_index().context("a symbol outside of all sections")?;
+    Ok(file.section_by_index(index)?)
 }
 
 #[cfg(test)]
