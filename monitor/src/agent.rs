@@ -168,7 +168,7 @@ impl Agent {
             sample.found = lifecycle::sweep(&self.model, &self.cgroups);
         }
         sample.coverage = Arc::new(coverage);
-        sample.cost = Arc::new(self.meter.read(&self.collector));
+        sample.cost = Arc::new(self.meter.read(&self.collector, sample.time));
         let sample = self.take(sample);
         self.model.snapshot(&sample)
     }

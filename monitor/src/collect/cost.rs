@@ -4,6 +4,7 @@ use super::Collector;
 use crate::{
     kernel::program::{StatisticsWindow, statistics_always_on},
     model::snapshot::{Cost, ProgramCost},
+    time::BootTime,
 };
 use std::fs;
 
@@ -11,11 +12,13 @@ use std::fs;
 pub struct CostMeter {
     window: Option<StatisticsWindow>,
     always_on: bool,
+    /// When processor time was last read, and what it was.
+    last: Option<(BootTime, f64)>,
 }
 
 impl Default for CostMeter {
     fn default() -> Self {
-        Self { window: None, always_on: statistics_always_on() }
+        Self { window: None, always_on: statistics_always_on(), last: None }
     }
 }
 
@@ -37,7 +40,10 @@ impl CostMeter {
     }
 
     /// The cost so far.
-    pub fn read(&self, collector: &Collector) -> Cost {
+    pub fn read(&mut self, collector: &Collector, now: BootTime) -> Cost {
+        let cpu_seconds_total = cpu_seconds();
+        let last = self.last.replace((now, cpu_seconds_total));
+        let cpu_ratio = last.map(|(then, before)| (cpu_seconds_total - before) / now.since(then).as_secs_f64());
         let programs = collector.programs().map(|program| {
             let statistics = program.statistics().unwrap_or_default();
             ProgramCost {
@@ -47,7 +53,8 @@ impl CostMeter {
             }
         });
         Cost {
-            cpu_seconds_total: cpu_seconds(),
+            cpu_seconds_total,
+            cpu_ratio,
             resident_bytes: resident_bytes(),
             map_bytes: collector.map_bytes(),
             programs: programs.collect(),

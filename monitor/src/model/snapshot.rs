@@ -137,6 +137,8 @@ pub struct BlockDevice {
 pub struct Cost {
     /// Processor time of the agent's process, user and system, in seconds.
     pub cpu_seconds_total: f64,
+    /// Processor time over the last tick, as a share of one processor (0–1); none in the first one.
+    pub cpu_ratio: Option<f64>,
     /// Its resident memory.
     pub resident_bytes: u64,
     /// Kernel memory of its maps and rings.

@@ -293,10 +293,9 @@ fn source(source: &SourceCoverage) -> String {
 
 fn cost(snapshot: &Snapshot) -> String {
     let cost = &snapshot.cost;
-    let seconds = snapshot.time.since(snapshot.since).as_secs_f64();
-    let percent = if seconds > 0.0 { 100.0 * cost.cpu_seconds_total / seconds } else { 0.0 };
+    let cpu = cost.cpu_ratio.map_or_else(|| UNKNOWN.to_owned(), |ratio| format!("{:.2}", 100.0 * ratio));
     let (resident, maps) = (human_bytes(cost.resident_bytes as f64), human_bytes(cost.map_bytes as f64));
-    format!("agent    {percent:.2} % of one CPU since the start, {resident} resident, {maps} of maps")
+    format!("agent    {cpu} % of one CPU, {resident} resident, {maps} of maps")
 }
 
 /// Time that all requests together waited in each second.
@@ -336,7 +335,7 @@ PROCESSES    FAULTS/s    MAPPED/s      READ/s   WRITTEN/s DISK WAIT/s  CGROUPS b
         3         105           -     8.0 KiB         0 B      250 ms  /work/a
 
 sources  lifecycle has lost 3 · page_fault by tp_btf · address_space UNAVAILABLE (see monitor doctor) · block…
-agent    0.50 % of one CPU since the start, 6.0 MiB resident, 4.0 MiB of maps
+agent    0.50 % of one CPU, 6.0 MiB resident, 4.0 MiB of maps
 ";
         assert_eq!(text, expected);
     }

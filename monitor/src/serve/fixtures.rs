@@ -150,6 +150,7 @@ fn cost() -> Cost {
     };
     Cost {
         cpu_seconds_total: 0.36,
+        cpu_ratio: Some(0.005),
         resident_bytes: 6 << 20,
         map_bytes: 4 << 20,
         programs: vec![program("page_fault_user", 1000, 0.000_05), program("block_io_issue", 0, 0.0)],

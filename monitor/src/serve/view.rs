@@ -384,6 +384,7 @@ impl Serialize for CoverageView<'_> {
 #[derive(Serialize)]
 struct CostView<'a> {
     cpu_seconds_total: f64,
+    cpu_ratio: Option<f64>,
     resident_bytes: u64,
     map_bytes: u64,
     programs: Vec<ProgramView<'a>>,
@@ -401,6 +402,7 @@ impl<'a> CostView<'a> {
     fn of(cost: &'a Cost) -> Self {
         Self {
             cpu_seconds_total: cost.cpu_seconds_total,
+            cpu_ratio: cost.cpu_ratio,
             resident_bytes: cost.resident_bytes,
             map_bytes: cost.map_bytes,
             programs: cost.programs.iter().map(ProgramView::of).collect(),
