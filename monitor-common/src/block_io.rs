@@ -124,9 +124,13 @@ pub struct Request {
     pub operation: u16,
     /// Always 0.
     pub reserved: u16,
+    /// Bytes it had when it was issued, merged ones included.
+    pub length: u32,
+    /// Always 0.
+    pub reserved2: u32,
 }
 
-const _: () = assert!(size_of::<Request>() == 56);
+const _: () = assert!(size_of::<Request>() == 64);
 
 /// Kind of the only ring record of this source.
 pub const SLOW_OR_FAILED: u32 = 1;

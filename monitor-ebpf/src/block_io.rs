@@ -139,11 +139,18 @@ fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
             status: 0,
             operation: operation(request),
             reserved: 0,
+            length: 0,
+            reserved2: 0,
         }
     };
     if let Some(old) = REQUESTS.get_ptr_mut(request.0) {
         // SAFETY: a value of the map; the request belongs to this submitter alone until it is inserted or issued.
-        unsafe { *old = entry };
+        unsafe {
+            if (*old).submitted_ns != 0 {
+                settle(ctx, &*old, device(request));
+            }
+            *old = entry;
+        }
     } else if REQUESTS.insert(request.0, entry, 0).is_err() && lose(|health| &mut health.map_full) {
         warn!(ctx, "block_io: no room for another request in flight");
     }
@@ -153,8 +160,11 @@ fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
 #[inline(always)]
 fn issue(request: Kernel) {
     if let Some(entry) = in_flight(request) {
-        // SAFETY: a value of the map.
-        unsafe { (*entry).issued_ns = now() };
+        // SAFETY: a value of the map; the tracepoint's argument is a request.
+        unsafe {
+            (*entry).issued_ns = now();
+            (*entry).length = request.read(&fields::REQUEST_DATA_LEN);
+        }
     }
 }
 
@@ -192,6 +202,21 @@ fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) ->
         }
     }
     0
+}
+
+/// A request that is used again although its completion was never seen: some kernels run no program while certain tasks
+/// are interrupted. It did complete, so it is counted; how long it took, and whether it failed, is lost.
+#[inline(always)]
+fn settle(ctx: &impl EbpfContext, entry: &Request, device: u32) {
+    lose(|health| &mut health.unmatched);
+    let key = Key { owner: entry.owner, device, operation: entry.operation, reserved: 0 };
+    if let Some(totals) = totals(ctx, &key) {
+        // SAFETY: a value of the map.
+        unsafe {
+            counter::add(&raw mut (*totals).count, 1);
+            counter::add(&raw mut (*totals).bytes, u64::from(entry.length));
+        }
+    }
 }
 
 /// A completion without a submission: the block layer's own flush, a request from before this program, or a loss.

@@ -3,6 +3,8 @@
 //!
 //! Needs root and BTF: it attaches the real programs.
 
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use monitor::{
     collect::page_fault::PageFault,
     config::Config,

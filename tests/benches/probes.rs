@@ -240,7 +240,7 @@ struct Block([u8; PAGE]);
 
 fn direct_reads(count: u64) -> Result<()> {
     let file = disk_file().context("a file for direct I/O in /var/tmp")?;
-    let mut block = Box::new(Block([7; PAGE]));
+    let block = Box::new(Block([7; PAGE]));
     for index in 0..64 {
         file.write_all_at(&block.0, index * 2 * PAGE as u64)?;
     }

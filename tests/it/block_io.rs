@@ -18,6 +18,8 @@ const MIB: u64 = 1 << 20;
 const BLOCKS: u64 = 500;
 /// Blocks of a run on a disk: so many that what the workload's own start read from it is no more than noise.
 const DISK_BLOCKS: u64 = 2000;
+/// More requests than any queue has: after so many, each of them was used again.
+const REUSE_BLOCKS: u64 = 2000;
 /// Blocks of a run while the machine is busy: so many that completions interrupt everything else that goes on.
 const BUSY_BLOCKS: u64 = 20_000;
 const BLOCK_BYTES: u64 = 4096;
@@ -67,6 +69,21 @@ fn warm_workload(path: &str) -> Result<Workload> {
     Ok(workload)
 }
 
+/// As [`Agent::measure`], and then lets the disk's requests be used again by somebody else.
+///
+/// Some kernels run no program at all while an interrupt hits certain tasks (seen on a guest of a hypervisor that hides
+/// its own agent's process: of 10,000 completions up to 90 were shown to no BPF program, while perf counted all). The agent finds that out,
+/// and counts the I/O, when the request is used again; it tells how many completions it did not see.
+fn measure_all(agent: &Agent, workload: &mut Workload, command: &str, path: &str) -> Result<(Measured, u64)> {
+    let lost_before = agent.moments("block_io")?.lost;
+    let mut measured = agent.measure(workload, command)?;
+    let mut somebody = warm_workload(path)?;
+    somebody.run(&format!("direct read {path} {REUSE_BLOCKS} {BLOCK_BYTES}"))?;
+    agent.settle()?;
+    measured.after = agent.process(workload.pid())?;
+    Ok((measured, agent.moments("block_io")?.lost - lost_before))
+}
+
 #[test]
 fn direct_io_on_a_disk_is_exact_and_its_latency_is_below_what_the_caller_saw() -> Result<()> {
     let _machine = Machine::claim()?;
@@ -80,20 +97,20 @@ fn direct_io_on_a_disk_is_exact_and_its_latency_is_below_what_the_caller_saw() -
         let kernel_before = Stat::of(&disk)?;
         agent.settle()?;
         let device_before = of_device(&agent, &disk)?;
-        let measured =
-            agent.measure(&mut workload, &format!("direct {operation} {path} {DISK_BLOCKS} {BLOCK_BYTES}"))?;
+        let command = format!("direct {operation} {path} {DISK_BLOCKS} {BLOCK_BYTES}");
+        let (measured, unseen) = measure_all(&agent, &mut workload, &command, &path)?;
         let device = of_device(&agent, &disk)?.since(&device_before);
         let kernel = Stat::of(&disk)?.since(&kernel_before);
         expect::exactly(operation, grown(&measured)?, only(operation, DISK_BLOCKS, DISK_BLOCKS * BLOCK_BYTES))?;
         let ops = |stat: Stat| if operation == "read" { stat.read_ops } else { stat.write_ops };
         expect::between(&format!("{operation}s of {disk}"), DISK_BLOCKS, ops(device), ops(kernel))?;
-        plausible_latency(&measured, latency)?;
+        plausible_latency(&measured, latency, unseen)?;
     }
     agent.stop()
 }
 
 #[test]
-fn direct_io_on_a_busy_machine_is_exact_or_its_loss_is_told() -> Result<()> {
+fn direct_io_on_a_busy_machine_is_exact_and_unseen_completions_are_told() -> Result<()> {
     let _machine = Machine::claim()?;
     let mut file = tempfile::NamedTempFile::new_in("/var/tmp")?;
     file.write_all(&vec![1; (2 * BUSY_BLOCKS * BLOCK_BYTES) as usize])?;
@@ -103,14 +120,15 @@ fn direct_io_on_a_busy_machine_is_exact_or_its_loss_is_told() -> Result<()> {
     let mut workload = warm_workload(&path)?;
     let mut busy = [Workload::start()?, Workload::start()?];
     agent.settle()?;
-    let lost_before = agent.moments("block_io")?.lost;
     busy[0].send("forks 15000")?;
     busy[1].send("storm 1 4000 16")?;
-    let told = grown(&agent.measure(&mut workload, &format!("direct write {path} {BUSY_BLOCKS} {BLOCK_BYTES}"))?)?;
-    let lost = agent.moments("block_io")?.lost - lost_before;
+    let command = format!("direct write {path} {BUSY_BLOCKS} {BLOCK_BYTES}");
+    let (measured, unseen) = measure_all(&agent, &mut workload, &command, &path)?;
     busy.iter_mut().try_for_each(|workload| workload.receive().map(|_| ()))?;
-    expect::between(&format!("writes told, {lost} lost"), BUSY_BLOCKS - lost, told.write_ops, BUSY_BLOCKS)?;
-    expect::exactly("bytes", told.write_bytes, told.write_ops * BLOCK_BYTES)?;
+    let told = grown(&measured)?;
+    expect::exactly(&format!("writes, {unseen} unseen"), told, only("write", BUSY_BLOCKS, BUSY_BLOCKS * BLOCK_BYTES))?;
+    let timed = measured.grown("block_io.write_latency.count")?;
+    expect::between("writes with a latency", BUSY_BLOCKS - unseen, timed, BUSY_BLOCKS)?;
     agent.stop()
 }
 
@@ -122,9 +140,10 @@ fn only(operation: &str, ops: u64, bytes: u64) -> Stat {
 }
 
 /// The device answered within the time the workload waited, and took a good part of it.
-fn plausible_latency(measured: &Measured, name: &str) -> Result<()> {
+fn plausible_latency(measured: &Measured, name: &str, unseen: u64) -> Result<()> {
     let told = json::at(&measured.after, &format!("block_io.{name}"))?;
-    expect::exactly(name, measured.grown(&format!("block_io.{name}.count"))?, DISK_BLOCKS)?;
+    let timed = measured.grown(&format!("block_io.{name}.count"))?;
+    expect::between(name, DISK_BLOCKS - unseen, timed, DISK_BLOCKS)?;
     let waited = |quantile: &str| json::count(&measured.made, quantile);
     // A sixteenth for the width of a histogram's buckets.
     expect::between(name, waited("p50_ns")? / 10, json::count(told, "p50_ns")?, waited("p50_ns")? * 17 / 16)?;

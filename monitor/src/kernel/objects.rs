@@ -36,10 +36,11 @@ fn fresh(name: &str, embedded: &'static [u8]) -> Cow<'static, [u8]> {
     #[cfg(debug_assertions)]
     if let Some(folder) = std::env::var_os("MONITOR_OBJECTS") {
         let path = std::path::Path::new(&folder).join(name).with_extension("o");
-        match std::fs::read(&path) {
-            Ok(object) => return Cow::Owned(object),
-            Err(error) => log::error!("{}: {error}; using the embedded object", path.display()),
-        }
+        // An object that cannot be read must not be mistaken for the embedded one: an empty one fails to load.
+        return Cow::Owned(std::fs::read(&path).unwrap_or_else(|error| {
+            log::error!("{}: {error}", path.display());
+            Vec::new()
+        }));
     }
     let _ = name;
     Cow::Borrowed(embedded)
