@@ -117,6 +117,23 @@ impl Kernel {
         }
     }
 
+    /// The running task, for programs that are only loaded where `DIRECT` holds: on the hottest paths even asking counts.
+    #[inline(always)]
+    pub fn typed_current_task() -> Self {
+        // SAFETY: the helper has no preconditions.
+        Self(unsafe { bpf_get_current_task_btf() } as u64)
+    }
+
+    /// As [`Kernel::read`], for programs that are only loaded where `DIRECT` holds.
+    ///
+    /// # Safety
+    /// As [`Kernel::read`].
+    #[inline(always)]
+    pub unsafe fn typed_read<T: Copy>(self, offset: &Global<u32>) -> T {
+        // SAFETY: the verifier turns it into a load that reads zero where the address is bad.
+        unsafe { ((self.0 + u64::from(offset.load())) as *const T).read_volatile() }
+    }
+
     /// A plain field.
     ///
     /// # Safety

@@ -45,25 +45,25 @@ static GUARD: Global<u8> = Global::new(0);
 /// `TP_PROTO(unsigned long address, struct pt_regs *regs, unsigned long error_code)`
 #[btf_tracepoint(function = "page_fault_user")]
 pub fn page_fault_user(ctx: BtfTracePointContext) -> i32 {
-    user(&ctx, ctx.arg(2))
+    user::<true>(&ctx, ctx.arg(2))
 }
 
 /// As `page_fault_user`.
 #[btf_tracepoint(function = "page_fault_kernel")]
 pub fn page_fault_kernel(ctx: BtfTracePointContext) -> i32 {
-    kernel(&ctx, ctx.arg(2))
+    kernel::<true>(&ctx, ctx.arg(2))
 }
 
 /// As `page_fault_user`.
 #[raw_tracepoint(tracepoint = "page_fault_user")]
 pub fn page_fault_user_raw(ctx: RawTracePointContext) -> i32 {
-    user(&ctx, ctx.arg(2))
+    user::<false>(&ctx, ctx.arg(2))
 }
 
 /// As `page_fault_user`.
 #[raw_tracepoint(tracepoint = "page_fault_kernel")]
 pub fn page_fault_kernel_raw(ctx: RawTracePointContext) -> i32 {
-    kernel(&ctx, ctx.arg(2))
+    kernel::<false>(&ctx, ctx.arg(2))
 }
 
 /// `TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`: some thread's owner
@@ -88,23 +88,29 @@ fn moved() -> i32 {
 }
 
 #[inline(always)]
-fn user(ctx: &impl EbpfContext, error_code: u64) -> i32 {
-    count::<0, USER_KINDS>(ctx, &USER_SLOTS, user_kind(error_code))
+fn user<const TYPED: bool>(ctx: &impl EbpfContext, error_code: u64) -> i32 {
+    count::<0, USER_KINDS, TYPED>(ctx, &USER_SLOTS, user_kind(error_code))
 }
 
 #[inline(always)]
-fn kernel(ctx: &impl EbpfContext, error_code: u64) -> i32 {
-    count::<USER_KINDS, KERNEL_KINDS>(ctx, &KERNEL_SLOTS, kernel_kind(error_code) - USER_KINDS)
+fn kernel<const TYPED: bool>(ctx: &impl EbpfContext, error_code: u64) -> i32 {
+    count::<USER_KINDS, KERNEL_KINDS, TYPED>(ctx, &KERNEL_SLOTS, kernel_kind(error_code) - USER_KINDS)
 }
 
-/// Counts one fault. The calling program owns `LENGTH` counts in the map, from `FIRST` on.
+/// Counts one fault. The calling program owns `LENGTH` counts in the map, from `FIRST` on; a `TYPED` one reads kernel
+/// fields by plain loads.
 #[inline(always)]
-fn count<const FIRST: usize, const LENGTH: usize>(ctx: &impl EbpfContext, slots: &Array<Slot>, kind: usize) -> i32 {
+fn count<const FIRST: usize, const LENGTH: usize, const TYPED: bool>(
+    ctx: &impl EbpfContext,
+    slots: &Array<Slot>,
+    kind: usize,
+) -> i32 {
     // SAFETY: the helper has no preconditions.
     let Some(slot) = slots.get_ptr_mut(unsafe { bpf_get_smp_processor_id() }) else { return 0 };
     // SAFETY: this CPU's slot; only this program writes it, and the kernel or the guard keeps it from nesting.
     let slot = unsafe { &mut *slot };
-    if GUARD.load() != 0 {
+    let guarded = GUARD.load() != 0;
+    if guarded {
         if slot.busy != 0 {
             lose(|health| &mut health.nested);
             return 0;
@@ -112,11 +118,12 @@ fn count<const FIRST: usize, const LENGTH: usize>(ctx: &impl EbpfContext, slots:
         slot.busy = 1;
         compiler_fence(Ordering::SeqCst);
     }
-    let task = Kernel::current_task();
+    let task = if TYPED { Kernel::typed_current_task() } else { Kernel::current_task() };
     // SAFETY: the running task is one; a value of the map, read as a whole.
     let (started, moves) = unsafe {
-        let moves = MOVES.get_ptr(0).map_or(0, |moves| moves.read_volatile());
-        (task.read::<u64>(&fields::TASK_START_BOOTTIME), moves)
+        let offset = &fields::TASK_START_BOOTTIME;
+        let started: u64 = if TYPED { task.typed_read(offset) } else { task.read(offset) };
+        (started, MOVES.get_ptr(0).map_or(0, |moves| moves.read_volatile()))
     };
     if slot.thread != task.0 || slot.thread_start_ns != started || slot.moves != moves {
         // SAFETY: as above.
@@ -132,7 +139,7 @@ fn count<const FIRST: usize, const LENGTH: usize>(ctx: &impl EbpfContext, slots:
     if let Some(count) = slot.counts.get_mut(kind) {
         *count += 1;
     }
-    if GUARD.load() != 0 {
+    if guarded {
         compiler_fence(Ordering::SeqCst);
         slot.busy = 0;
     }
