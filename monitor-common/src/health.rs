@@ -8,9 +8,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub struct Health {
     /// Ring records that found no room.
     pub ring_full: u64,
-    /// Counts charged to [`Owner::UNATTRIBUTED`](crate::Owner::UNATTRIBUTED) because their map had no room for a new key.
+    /// Keys that their map had no room for. What was to be counted under them is charged to
+    /// [`Owner::UNATTRIBUTED`](crate::Owner::UNATTRIBUTED), but for latencies and for the sizes of brk calls, which are lost.
     pub map_full: u64,
-    /// Events whose other half was never seen: an I/O completed that was started before the agent was, for one.
+    /// Events whose other half was not seen: an I/O whose completion was shown to no program, for one.
     pub unmatched: u64,
     /// Runs given up because the same program was interrupted on this CPU by itself.
     pub nested: u64,

@@ -9,13 +9,14 @@ use crate::{Owner, address_space, block_io, page_fault};
 pub const PAGE_FAULT_OWNERS: u32 = 8192;
 /// As [`PAGE_FAULT_OWNERS`], for processes that map or unmap memory.
 pub const ADDRESS_SPACE_OWNERS: u32 = 8192;
-/// Threads inside brk at one moment; they queue on their process's memory lock, so one a process at most makes progress.
+/// Threads inside brk at one moment.
 pub const BRK_IN_FLIGHT: u32 = 1024;
 /// Processes (in a cgroup) that do I/O, times the devices and operations they use.
 pub const BLOCK_IO_KEYS: u32 = 4096;
 /// Used buckets of all latency histograms: 16 to an octave, so some 100 of them for a key with many requests.
 pub const BLOCK_IO_BUCKETS: u32 = 16384;
-/// Requests ever seen in flight. Drivers allocate theirs once and reuse them: some hundreds a queue.
+/// Requests seen in flight since room was last made: drivers allocate theirs once and reuse them, some hundreds a queue.
+/// When they are more, as with many NVMe queues, user space deletes those that are not in flight.
 pub const BLOCK_IO_REQUESTS: u32 = 4096;
 
 /// Bytes of the ring for mmap, munmap, mremap and brk moments: some 680 records.
@@ -50,7 +51,7 @@ const fn ring_bytes(bytes: u32) -> u64 {
     bytes as u64 + RING_OVERHEAD_BYTES
 }
 
-/// Kernel memory of all maps and rings on a machine with that many possible CPUs, in bytes.
+/// Kernel memory of all maps and rings of more than some pages on a machine with that many possible CPUs, in bytes.
 pub const fn map_bytes(cpus: u32) -> u64 {
     let owner = size_of::<Owner>();
     per_cpu_hash_bytes(PAGE_FAULT_OWNERS, owner, size_of::<page_fault::Counts>(), cpus)

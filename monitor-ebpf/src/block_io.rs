@@ -48,7 +48,7 @@ static MOMENTS: RingBuf = RingBuf::with_byte_size(limits::BLOCK_IO_RING_BYTES, 0
 /// From how many nanoseconds on, submission to completion, a request is sent.
 #[unsafe(no_mangle)]
 static SLOW_NS: Global<u64> = Global::new(50_000_000);
-/// When the object was loaded, monotonic nanoseconds: what was submitted before is nobody's loss.
+/// Some time after all programs were attached, monotonic nanoseconds: what was submitted before is nobody's loss.
 #[unsafe(no_mangle)]
 static LOADED_NS: Global<u64> = Global::new(0);
 
@@ -171,7 +171,7 @@ fn issue(request: Kernel) {
 #[inline(always)]
 fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) -> i32 {
     let Some(entry) = in_flight(request) else {
-        unknown(request);
+        unknown(request, status, bytes);
         return 0;
     };
     // SAFETY: a value of the map, of a request that one CPU completes; the tracepoint's argument is a request.
@@ -219,16 +219,32 @@ fn settle(ctx: &impl EbpfContext, entry: &Request, device: u32) {
     }
 }
 
-/// A completion without a submission: the block layer's own flush, a request from before this program, or a loss.
-#[inline(always)]
-fn unknown(request: Kernel) {
-    // SAFETY: the tracepoint's argument is a request.
+/// A completion without a submission: the block layer's own flush, a request from before this program, or one that found
+/// no room in the map. The last is still counted for the host.
+#[inline(never)]
+fn unknown(request: Kernel, status: u32, bytes: u32) {
+    // SAFETY: the tracepoint's argument is a request; a value of the map.
     unsafe {
         let flush = request.read::<u32>(&fields::REQUEST_CMD_FLAGS) & flag::OPERATION == flag::FLUSH;
-        if !flush && request.read::<u64>(&fields::REQUEST_START_TIME_NS) > LOADED_NS.load() {
+        if flush || request.read::<u64>(&fields::REQUEST_START_TIME_NS) <= LOADED_NS.load() {
+            return;
+        }
+        let Some(totals) = TOTALS.get_ptr_mut(nobody(operation(request))) else { return };
+        if status == 0 {
+            counter::add(&raw mut (*totals).bytes, u64::from(bytes));
+        }
+        if bytes >= request.read::<u32>(&fields::REQUEST_DATA_LEN) {
             lose(|health| &mut health.unmatched);
+            counter::add(&raw mut (*totals).count, 1);
+            counter::add(&raw mut (*totals).errors, u64::from(status != 0));
         }
     }
+}
+
+/// Where an operation is counted that cannot be attributed.
+#[inline(always)]
+fn nobody(operation: u16) -> Key {
+    Key { owner: Owner::UNATTRIBUTED, device: 0, operation, reserved: 0 }
 }
 
 #[inline(always)]
@@ -267,7 +283,7 @@ fn totals(ctx: &impl EbpfContext, key: &Key) -> Option<*mut Totals> {
             if lose(|health| &mut health.map_full) {
                 warn!(ctx, "block_io: no room for another owner, counting for nobody");
             }
-            TOTALS.get_ptr_mut(Key { owner: Owner::UNATTRIBUTED, device: 0, operation: key.operation, reserved: 0 })
+            TOTALS.get_ptr_mut(nobody(key.operation))
         })
     })
 }

@@ -11,6 +11,7 @@ use crate::{
     output::console::Console,
     sample::Sample,
     serve,
+    source::Source,
     time::BootTime,
 };
 use anyhow::{Context, bail};
@@ -33,6 +34,10 @@ const DRAIN_EVERY: Duration = Duration::from_millis(100);
 const HARVEST_AFTER: Duration = Duration::from_millis(700);
 /// So many exited processes are harvested at once, lest a storm of them fills the maps.
 const HARVEST_AT: usize = 1024;
+/// A sweep after a loss is done once more after this long: what was just ending at the first one has ended by then.
+const SWEEP_AGAIN: Duration = Duration::from_secs(1);
+/// How long the console may take to end.
+const CONSOLE_ENDS_WITHIN: Duration = Duration::from_millis(500);
 /// How often to look for what began and ended where no records tell.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -40,9 +45,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(5);
 pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     doctor::check(&config)?;
     keep_memory_small();
+    lift_memory_lock_limit();
     let mut end = End::new(config.run_for)?;
     let since = BootTime::now();
-    let support = doctor::examine_fields(&config);
+    let support = doctor::examine_fields(&config)?;
     let mut agent = Agent::attach(&config, &support, since)?;
     drop(support);
     give_back_memory();
@@ -62,9 +68,17 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     shutdown.send_replace(true);
     server.await.context("the server ended badly")?;
     if let Some(console) = console {
-        console.await.context("the console ended badly")?;
+        // It may be stuck in a terminal that was stopped, or a pipe that nobody empties: that must not keep the agent.
+        drop(tokio::time::timeout(CONSOLE_ENDS_WITHIN, console).await);
     }
     Ok(())
+}
+
+/// Kernels before 5.11 charge maps to a limit on locked memory, which is small by default.
+fn lift_memory_lock_limit() {
+    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a valid limit. Where it is refused, newer kernels do not need it and older ones say so at the first map.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
 
 /// Everything that is written to while the agent runs.
@@ -76,16 +90,14 @@ struct Agent {
     events: Arc<EventLog>,
     report: Arc<doctor::Report>,
     lost_before: u64,
-    swept: Instant,
+    /// When to compare the model with /proc and cgroupfs; none while records tell everything.
+    sweep_at: Option<Instant>,
 }
 
 impl Agent {
     /// Tries every source. An error when none holds.
     fn attach(config: &Config, support: &Support, since: BootTime) -> anyhow::Result<Self> {
         let facts = &support.facts;
-        if !facts.missing_capabilities.is_empty() {
-            bail!("not enough rights: {} missing; run it as root, as with sudo", facts.missing_capabilities.join(", "));
-        }
         let settings = doctor::settings(config);
         let loader = Loader::new(support, &settings);
         let collector = Collector::attach(&loader, |source| doctor::wish(config, source));
@@ -102,7 +114,7 @@ impl Agent {
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
             report: Arc::new(report),
             lost_before: 0,
-            swept: Instant::now(),
+            sweep_at: None,
         })
     }
 
@@ -116,7 +128,9 @@ impl Agent {
     async fn work(&mut self, config: &Config, snapshots: &watch::Sender<Arc<Snapshot>>, end: &mut End) {
         let (mut drain, mut tick) = (every(DRAIN_EVERY), every(config.tick));
         let sampled = !config.cost.every.is_zero();
-        let mut open_window = every(if sampled { config.cost.every } else { Duration::MAX });
+        // The first one begins at once, so that even a short run can say what its programs cost.
+        let mut open_window = tokio::time::interval(if sampled { config.cost.every } else { Duration::MAX });
+        open_window.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut close_window: Option<Instant> = None;
         loop {
             let closing = async {
@@ -126,7 +140,11 @@ impl Agent {
                 }
             };
             tokio::select! {
-                () = end.reached() => return,
+                () = end.reached() => {
+                    // What happened until now is still told.
+                    snapshots.send_replace(Arc::new(self.tick()));
+                    return;
+                }
                 () = self.collector.filling() => self.take_moments(),
                 _ = drain.tick() => self.between_ticks(),
                 _ = tick.tick() => drop(snapshots.send_replace(Arc::new(self.tick()))),
@@ -150,6 +168,8 @@ impl Agent {
     fn between_ticks(&mut self) {
         self.take_moments();
         self.collector.flush_logs();
+        self.collector.make_room();
+        self.sweep_if_due();
         let (waiting, since) = self.model.awaiting_harvest();
         if waiting >= HARVEST_AT || since.is_some_and(|since| BootTime::now().since(since) >= HARVEST_AFTER) {
             let sample = self.read();
@@ -159,18 +179,30 @@ impl Agent {
 
     fn tick(&mut self) -> Snapshot {
         let mut sample = self.read();
-        let coverage = self.collector.coverage();
-        let lost = coverage.lost(crate::source::Source::Lifecycle);
-        let unrecorded = !coverage.is_live(crate::source::Source::Lifecycle);
-        if lost > self.lost_before || (unrecorded && self.swept.elapsed() >= SWEEP_EVERY) {
-            self.lost_before = lost;
-            self.swept = Instant::now();
-            sample.found = lifecycle::sweep(&self.model, &self.cgroups);
-        }
-        sample.coverage = Arc::new(coverage);
+        sample.coverage = Arc::new(self.collector.coverage());
         sample.cost = Arc::new(self.meter.read(&self.collector, sample.time));
         let sample = self.take(sample);
         self.model.snapshot(&sample)
+    }
+
+    /// Looks for what began and ended without a record: at once and once more after records were lost, and now and then
+    /// where there are none.
+    fn sweep_if_due(&mut self) {
+        let now = Instant::now();
+        let lost = self.collector.lost(Source::Lifecycle);
+        let lost_more = lost.is_some_and(|lost| lost > self.lost_before);
+        let due = self.sweep_at.map_or(lost.is_none(), |at| now >= at);
+        if !lost_more && !due {
+            return;
+        }
+        self.lost_before = lost.unwrap_or_default();
+        self.sweep_at = match lost {
+            Some(_) if lost_more => Some(now + SWEEP_AGAIN),
+            Some(_) => None,
+            None => Some(now + SWEEP_EVERY),
+        };
+        let found = lifecycle::sweep(self.model.running(), self.model.present_cgroups(), &self.cgroups);
+        self.take(Sample { time: BootTime::now(), found, ..Sample::default() });
     }
 
     /// Reads counters first and records second: whoever is in the counters was born, and recorded, before.
@@ -187,7 +219,10 @@ impl Agent {
         for event in taken.events {
             self.events.push(event);
         }
-        self.collector.forget(&taken.harvest);
+        match self.collector.forget(&taken.harvest) {
+            Ok(()) => self.model.forget(&taken.harvest),
+            Err(error) => log::warn!("deleting counters of exited processes: {error}"),
+        }
         sample
     }
 }
@@ -242,7 +277,7 @@ async fn show(
             _ = ending.wait_for(|end| *end) => return,
             _ = next.tick() => {
                 let snapshot = snapshots.borrow().clone();
-                open = console.show(&snapshot).is_ok();
+                open = tokio::task::block_in_place(|| console.show(&snapshot)).is_ok();
             }
         }
     }

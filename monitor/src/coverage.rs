@@ -13,11 +13,6 @@ impl Coverage {
     pub fn is_live(&self, source: Source) -> bool {
         self.0.iter().any(|s| s.source == source && s.state == State::Live)
     }
-
-    /// What a source has lost so far, of whatever cause.
-    pub fn lost(&self, source: Source) -> u64 {
-        self.0.iter().filter(|s| s.source == source).map(|s| s.lost_total).sum()
-    }
 }
 
 /// What became of one source.
@@ -31,6 +26,8 @@ pub struct SourceCoverage {
     pub rung: Option<&'static str>,
     /// The better rungs, best first, and why each was refused.
     pub refused: Vec<Refusal>,
+    /// Programs of the rung that could not be attached, though it does without them, and why.
+    pub missing: Vec<MissingProgram>,
     /// Moments (ring records) received and understood.
     pub seen_total: u64,
     /// Moments and counts lost, of whatever cause: the sum of `lost`.
@@ -49,6 +46,15 @@ pub enum State {
     Unavailable,
     /// The configuration switched it off.
     Disabled,
+}
+
+/// A program that a live source does without.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct MissingProgram {
+    /// Its name.
+    pub program: &'static str,
+    /// Why it is missing.
+    pub reason: String,
 }
 
 /// A rung that was not used.

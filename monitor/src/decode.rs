@@ -41,7 +41,6 @@ fn lifecycle(code: u32, record: &Bytes) -> Option<What> {
             What::Fork {
                 child: fork.child,
                 parent: ProcessId { tgid: Tgid(fork.parent_tgid), start_ns: fork.parent_start_ns },
-                kernel_thread: fork.kernel_thread != 0,
                 command: fork.command,
             }
         }
@@ -94,10 +93,14 @@ pub fn command(command: &[u8]) -> String {
     String::from_utf8_lossy(command.split(|&byte| byte == 0).next().unwrap_or_default()).into_owned()
 }
 
-/// Arguments, each ended by a NUL, as one line.
-pub fn command_line(arguments: &[u8]) -> String {
+/// Arguments, each ended by a NUL, as one line; with "…" at its end when there are more of them.
+pub fn command_line(arguments: &[u8], cut: bool) -> String {
     let arguments = arguments.strip_suffix(b"\0").unwrap_or(arguments);
-    String::from_utf8_lossy(arguments).replace('\0', " ")
+    let mut line = String::from_utf8_lossy(arguments).replace('\0', " ");
+    if cut {
+        line.push('…');
+    }
+    line
 }
 
 #[cfg(test)]
@@ -127,7 +130,7 @@ mod tests {
         else {
             panic!("not decoded")
         };
-        assert_eq!(command_line(&arguments), "sh -c ls");
+        assert_eq!(command_line(&arguments, false), "sh -c ls");
         assert_eq!(command(&name), "sh");
         exec.arguments_bytes = u64::MAX;
         let record = Bytes::copy_from_slice(exec.as_bytes());

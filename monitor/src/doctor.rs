@@ -11,6 +11,7 @@ use crate::{
     },
     source::Source,
 };
+use anyhow::bail;
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -26,12 +27,13 @@ pub struct Report {
 /// Probes this host and attaches every source for a moment: only a try tells. Nothing is left attached.
 pub fn examine(config: &Config) -> anyhow::Result<Report> {
     check(config)?;
-    let (support, settings) = (examine_fields(config), settings(config));
+    let (support, settings) = (examine_fields(config)?, settings(config));
     let loader = Loader::new(&support, &settings);
     let sources = Source::ALL.map(|source| {
         let plan = plan::plan(source, &support.facts, &wish(config, source));
         let outcome = loader.attach(&plan);
-        let rung = outcome.attached.map(|attached| attached.rung.name);
+        let (rung, missing) =
+            outcome.attached.map_or((None, Vec::new()), |attached| (Some(attached.rung.name), attached.missing));
         let state = match rung {
             Some(_) => State::Live,
             None if plan.disabled => State::Disabled,
@@ -41,6 +43,7 @@ pub fn examine(config: &Config) -> anyhow::Result<Report> {
             source,
             state,
             rung,
+            missing,
             refused: outcome.refused,
             seen_total: 0,
             lost_total: 0,
@@ -50,21 +53,28 @@ pub fn examine(config: &Config) -> anyhow::Result<Report> {
     Ok(Report { facts: support.facts.clone(), sources: Coverage(sources.to_vec()) })
 }
 
-/// Probes this host, and has field offsets proven by a program that reads this very process with them.
-pub fn examine_fields(config: &Config) -> Support {
+/// Probes this host, and has field offsets proven by a program that reads this very process with them. An error where
+/// the rights for that, and so for everything else, are missing.
+pub fn examine_fields(config: &Config) -> anyhow::Result<Support> {
     let mut support = support::probe();
+    let missing = support.facts.missing_capabilities.join(", ");
+    if !missing.is_empty() {
+        bail!("not enough rights: {missing} missing; run it as root, as with sudo");
+    }
     if support.facts.fields_missing.is_some() {
-        return support;
+        return Ok(support);
     }
     let settings = settings(config);
     let direct = support.facts.task_helper == Presence::Yes;
     match self_check::check(&Loader::without_types(&support, &settings), direct) {
         Ok(()) => {}
-        Err(error @ SelfCheckError::Mismatch { .. }) => support.facts.fields_missing = Some(error.to_string()),
+        Err(error @ (SelfCheckError::Mismatch { .. } | SelfCheckError::PidNamespace)) => {
+            support.facts.fields_missing = Some(error.to_string())
+        }
         // What keeps the check from running will be told again, by the sources, if it matters to them.
         Err(error) => log::warn!("field offsets could not be checked: {error}"),
     }
-    support
+    Ok(support)
 }
 
 /// What the configuration wants of a source.
@@ -146,8 +156,9 @@ impl Report {
                 (State::Disabled, _) => "disabled",
                 _ => "unavailable",
             };
-            let refused: Vec<_> = source.refused.iter().map(|r| format!("{}: {}", r.rung, r.reason)).collect();
-            row(source.source.name(), standing, &refused.join("; "));
+            let refused = source.refused.iter().map(|r| format!("{}: {}", r.rung, r.reason));
+            let missing = source.missing.iter().map(|m| format!("without {}: {}", m.program, m.reason));
+            row(source.source.name(), standing, &refused.chain(missing).collect::<Vec<_>>().join("; "));
         }
         text
     }
@@ -171,6 +182,7 @@ mod tests {
             source: Source::BlockIo,
             state,
             rung: (state == State::Live).then_some("tp_btf"),
+            missing: Vec::new(),
             refused: vec![Refusal { rung: "fexit", reason: "a long story ".repeat(12) }],
             seen_total: 0,
             lost_total: 0,

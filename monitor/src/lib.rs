@@ -2,21 +2,22 @@
 //!
 //! Modules stand in reading order; each uses those above it and none below.
 
-pub mod agent;
-pub mod cli;
-pub mod collect;
+pub mod units;
+pub mod ids;
+pub mod time;
+pub mod source;
 pub mod config;
+pub mod cost;
 pub mod coverage;
-pub mod decode;
-pub mod doctor;
 pub mod event;
 pub mod event_log;
-pub mod ids;
 pub mod kernel;
-pub mod model;
-pub mod output;
+pub mod decode;
 pub mod sample;
+pub mod model;
+pub mod collect;
+pub mod doctor;
 pub mod serve;
-pub mod source;
-pub mod time;
-pub mod units;
+pub mod output;
+pub mod agent;
+pub mod cli;

@@ -1,9 +1,9 @@
 //! Everything read at one moment, raw. What comes after it is a pure function of samples.
 
 use crate::{
+    cost::Cost,
     coverage::Coverage,
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
-    model::snapshot::Cost,
     time::BootTime,
 };
 use bytes::Bytes;
@@ -58,8 +58,6 @@ pub enum What {
         child: Owner,
         /// Who made it.
         parent: ProcessId,
-        /// Whether it is a thread of the kernel's.
-        kernel_thread: bool,
         /// The name it inherits.
         command: Command,
     },

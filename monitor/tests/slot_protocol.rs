@@ -80,7 +80,7 @@ fn storm_by(rung: &str) {
 
 fn fields() -> (Config, Support) {
     let config = Config::default();
-    let support = doctor::examine_fields(&config);
+    let support = doctor::examine_fields(&config).unwrap();
     assert_eq!(support.facts.fields_missing, None);
     (config, support)
 }

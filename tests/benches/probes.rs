@@ -43,7 +43,7 @@ const BLOCK_IO_GOAL_NS: f64 = 150.0;
 fn main() -> Result<()> {
     let as_json = std::env::args().any(|argument| argument == "--json");
     let config = Config::default();
-    let support = doctor::examine_fields(&config);
+    let support = doctor::examine_fields(&config)?;
     let settings = doctor::settings(&config);
     let loader = Loader::new(&support, &settings);
     let btf = Btf::from_sys_fs().context("this benchmark needs the kernel's BTF")?;

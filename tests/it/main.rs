@@ -8,6 +8,7 @@ mod block_io;
 mod cgroup;
 mod command_line;
 mod lifecycle;
+mod maps;
 mod page_fault;
 mod rings;
 mod shutdown;

@@ -6,7 +6,7 @@ use crate::{
 };
 use monitor_common::{
     Owner,
-    block_io::{Bucket, Key, Totals, operation},
+    block_io::{Bucket, Key, Request, Totals, operation},
 };
 use std::{fs, io};
 
@@ -14,6 +14,9 @@ use std::{fs, io};
 pub struct BlockIo {
     totals: HashMap<Key, Totals>,
     latencies: HashMap<Bucket, u64>,
+    requests: HashMap<u64, Request>,
+    /// How often its maps had been full when room was last made.
+    full: u64,
 }
 
 impl BlockIo {
@@ -23,7 +26,12 @@ impl BlockIo {
         for operation in operation::READ..=operation::OTHER {
             totals.insert_zero(&Key { owner: Owner::UNATTRIBUTED, device: 0, operation, reserved: 0 })?;
         }
-        Ok(Self { totals, latencies: HashMap::shared(attached.take_map("LATENCIES")?) })
+        Ok(Self {
+            totals,
+            latencies: HashMap::shared(attached.take_map("LATENCIES")?),
+            requests: HashMap::shared(attached.take_map("REQUESTS")?),
+            full: 0,
+        })
     }
 
     /// Totals of every key. Read after [`Self::read_latencies`], so that every series there is has its key.
@@ -34,6 +42,18 @@ impl BlockIo {
     /// Used buckets of all latencies.
     pub fn read_latencies(&mut self) -> io::Result<Vec<(Bucket, u64)>> {
         self.latencies.read()
+    }
+
+    /// Deletes the entries of requests that are not in flight, if some map has been full since this was last done: drivers
+    /// use their requests again, but may have more of them than the map has room for, and devices come and go.
+    pub fn make_room(&mut self, full: u64) -> io::Result<()> {
+        if full == self.full {
+            return Ok(());
+        }
+        self.full = full;
+        let requests = self.requests.read()?;
+        let idle = requests.iter().filter(|(_, request)| request.submitted_ns == 0).map(|(key, _)| *key);
+        self.requests.delete(&idle.collect::<Vec<_>>())
     }
 
     /// Deletes harvested keys and their latencies.

@@ -2,8 +2,8 @@
 
 use super::Collector;
 use crate::{
+    cost::{Cost, ProgramCost},
     kernel::program::{StatisticsWindow, statistics_always_on},
-    model::snapshot::{Cost, ProgramCost},
     time::BootTime,
 };
 use std::fs;

@@ -2,9 +2,10 @@
 
 use super::{block_io, cgroup::CgroupFiles, process};
 use crate::{
-    model::Model,
+    ids::{CgroupId, ProcessId},
     sample::{Found, Unknown},
 };
+use std::collections::HashSet;
 
 /// Everything that is there when the agent starts.
 pub fn survey(cgroups: &CgroupFiles) -> Found {
@@ -22,11 +23,15 @@ pub fn look_up(unknown: &Unknown, cgroups: &CgroupFiles) -> Found {
     found
 }
 
-/// Compares the model with what is really there: after records were lost, or where there are none.
-pub fn sweep(model: &Model, cgroups: &CgroupFiles) -> Found {
+/// Compares what is thought to be there with what is: after records were lost, or where there are none.
+pub fn sweep(
+    running: impl Iterator<Item = ProcessId>,
+    present: impl Iterator<Item = CgroupId>,
+    cgroups: &CgroupFiles,
+) -> Found {
     let mut found = survey(cgroups);
-    found.gone = model.running().into_iter().filter(|id| !process::runs(*id)).collect();
-    let present: std::collections::HashSet<_> = found.cgroups.iter().map(|(id, _)| *id).collect();
-    found.gone_cgroups = model.present_cgroups().map(|(id, _)| id).filter(|id| !present.contains(id)).collect();
+    found.gone = running.filter(|id| !process::runs(*id)).collect();
+    let there: HashSet<_> = found.cgroups.iter().map(|(id, _)| *id).collect();
+    found.gone_cgroups = present.filter(|id| !there.contains(id)).collect();
     found
 }

@@ -10,7 +10,7 @@ mod probe;
 pub mod process;
 
 use crate::{
-    coverage::{Coverage, Refusal},
+    coverage::{Coverage, Refusal, State},
     kernel::{
         attach::{Attached, Loader, Outcome},
         plan::{self, Wish},
@@ -61,14 +61,31 @@ impl Collector {
     /// Opens the maps and the ring of a source that was attached.
     fn open(&mut self, mut attached: Attached, cpus: usize, refused: &[Refusal]) -> anyhow::Result<Probe> {
         let map_bytes: u64 = attached.object.maps().map(|(_, map)| probe::map_bytes(map)).sum();
-        match attached.source {
-            Source::PageFault => self.page_fault = Some(PageFault::open(&mut attached, cpus)?),
-            Source::AddressSpace => self.address_space = Some(AddressSpace::open(&mut attached)?),
-            Source::BlockIo => self.block_io = Some(BlockIo::open(&mut attached)?),
+        let source = attached.source;
+        let (mut page_fault, mut address_space, mut block_io) = (None, None, None);
+        match source {
+            Source::PageFault => page_fault = Some(PageFault::open(&mut attached, cpus)?),
+            Source::AddressSpace => address_space = Some(AddressSpace::open(&mut attached)?),
+            Source::BlockIo => block_io = Some(BlockIo::open(&mut attached)?),
             Source::Lifecycle => {}
         }
+        let probe = Probe::live(attached, refused.to_vec())?;
+        // Only now, so that nothing is read of a source that is not live.
+        self.page_fault = page_fault.or(self.page_fault.take());
+        self.address_space = address_space.or(self.address_space.take());
+        self.block_io = block_io.or(self.block_io.take());
         self.map_bytes += map_bytes;
-        Probe::live(attached, refused.to_vec())
+        Ok(probe)
+    }
+
+    /// Makes room for further requests in flight, where there was none.
+    pub fn make_room(&mut self) {
+        let full = self.probes.iter().find(|probe| probe.source == Source::BlockIo).map_or(0, Probe::map_full);
+        if let Some(block_io) = &mut self.block_io
+            && let Err(error) = block_io.make_room(full)
+        {
+            log::warn!("block_io: deleting requests that are not in flight: {error}");
+        }
     }
 
     /// Empties the rings. Moments come in order of time.
@@ -101,21 +118,25 @@ impl Collector {
         }
     }
 
-    /// Lets the kernel forget what has been taken in.
-    pub fn forget(&self, harvest: &Harvest) {
+    /// Lets the kernel forget what has been taken in. On an error it may have forgotten some of it.
+    pub fn forget(&self, harvest: &Harvest) -> io::Result<()> {
         let forgotten = [
             self.page_fault.as_ref().map(|source| source.forget(&harvest.page_faults)),
             self.address_space.as_ref().map(|source| source.forget(&harvest.address_spaces)),
             self.block_io.as_ref().map(|source| source.forget(&harvest.block_io, &harvest.block_latencies)),
         ];
-        for error in forgotten.into_iter().flatten().filter_map(Result::err) {
-            log::warn!("deleting counters of exited processes: {error}");
-        }
+        forgotten.into_iter().flatten().collect()
     }
 
     /// What is live, and what was lost so far.
     pub fn coverage(&self) -> Coverage {
         Coverage(self.probes.iter().map(Probe::coverage).collect())
+    }
+
+    /// What a source has lost so far, of whatever cause; none where it is not live.
+    pub fn lost(&self, source: Source) -> Option<u64> {
+        let probe = self.probes.iter().find(|probe| probe.source == source && probe.state == State::Live)?;
+        Some(probe.coverage().lost_total)
     }
 
     /// Returns when some ring is filling up.

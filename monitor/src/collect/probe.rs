@@ -1,7 +1,7 @@
 //! What all kernel sources have: programs, a ring, health, diagnostics, and their standing.
 
 use crate::{
-    coverage::{Loss, Refusal, SourceCoverage, State},
+    coverage::{Loss, MissingProgram, Refusal, SourceCoverage, State},
     decode,
     kernel::{attach::Attached, map, program::LoadedProgram, ring::Ring, self_check::Plain},
     sample::Moment,
@@ -17,6 +17,7 @@ pub(super) struct Probe {
     pub(super) source: Source,
     pub(super) state: State,
     pub(super) refused: Vec<Refusal>,
+    missing: Vec<MissingProgram>,
     pub(super) programs: Vec<LoadedProgram>,
     pub(super) ring: Option<Ring>,
     rung: Option<&'static str>,
@@ -40,6 +41,7 @@ impl Probe {
             state: State::Live,
             rung: Some(attached.rung.name),
             programs: std::mem::take(&mut attached.programs),
+            missing: std::mem::take(&mut attached.missing),
             ring,
             health: Some(health),
             // An object without a single diagnostic has no ring for them.
@@ -58,6 +60,7 @@ impl Probe {
             source,
             state: State::Unavailable,
             refused,
+            missing: Vec::new(),
             programs: Vec::new(),
             ring: None,
             rung: None,
@@ -98,16 +101,27 @@ impl Probe {
             state: self.state,
             rung: self.rung,
             refused: self.refused.clone(),
+            missing: self.missing.clone(),
             seen_total: self.seen,
             lost_total: lost.total(),
             lost,
         }
     }
 
+    /// How often a map of its was full.
+    pub(super) fn map_full(&self) -> u64 {
+        self.health().map(|health| health.map_full).sum()
+    }
+
+    /// What each CPU lost.
+    fn health(&self) -> impl Iterator<Item = Health> {
+        let cpus = self.health.as_ref().and_then(|health| health.get(&0, 0).ok());
+        cpus.into_iter().flat_map(|cpus| cpus.iter().map(|Plain(health)| *health).collect::<Vec<_>>())
+    }
+
     fn lost(&self) -> Loss {
         let mut lost = Loss { undecodable: self.undecodable, ..Loss::default() };
-        let cpus = self.health.as_ref().and_then(|health| health.get(&0, 0).ok());
-        for Plain(health) in cpus.iter().flat_map(|cpus| cpus.iter()) {
+        for health in self.health() {
             lost.ring_full += health.ring_full;
             lost.map_full += health.map_full;
             lost.unmatched += health.unmatched;

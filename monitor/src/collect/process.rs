@@ -42,7 +42,12 @@ pub fn find(id: ProcessId, cgroups: &CgroupFiles) -> FoundProcess {
 
 /// Whether a process still runs: its pid is in use, and by itself.
 pub fn runs(id: ProcessId) -> bool {
-    current(id).is_some_and(|(_, stat)| !matches!(stat.state, 'Z' | 'X'))
+    current(id).is_some_and(|(_, stat)| lives(&stat))
+}
+
+/// A process whose first thread has ended shows as a zombie while others of its threads go on.
+fn lives(stat: &Stat) -> bool {
+    !matches!(stat.state, 'Z' | 'X') || stat.num_threads > 1
 }
 
 fn current(id: ProcessId) -> Option<(Process, Stat)> {
@@ -58,7 +63,7 @@ fn describe(id: ProcessId, process: &Process, stat: &Stat, cgroups: &CgroupFiles
         command: stat.comm.clone(),
         command_line: command_line(id.tgid),
         cgroup_path: cgroups.path_of(process),
-        running: !matches!(stat.state, 'Z' | 'X'),
+        running: lives(stat),
     }
 }
 
@@ -72,11 +77,7 @@ fn command_line(pid: Tgid) -> String {
     }
     let cut = arguments.len() > ARGUMENTS_BYTES;
     arguments.truncate(ARGUMENTS_BYTES);
-    let mut line = decode::command_line(&arguments);
-    if cut {
-        line.push('…');
-    }
-    line
+    decode::command_line(&arguments, cut)
 }
 
 #[cfg(test)]

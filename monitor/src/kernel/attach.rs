@@ -7,7 +7,10 @@ use super::{
     support::Support,
     syscall,
 };
-use crate::{coverage::Refusal, source::Source};
+use crate::{
+    coverage::{MissingProgram, Refusal},
+    source::Source,
+};
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader,
     maps::MapData,
@@ -89,6 +92,8 @@ pub struct Attached {
     pub object: Ebpf,
     /// Its programs.
     pub programs: Vec<LoadedProgram>,
+    /// Programs that the rung does without.
+    pub missing: Vec<MissingProgram>,
     _events: Vec<OwnedFd>,
 }
 
@@ -112,7 +117,6 @@ pub struct Loader<'a> {
     support: &'a Support,
     settings: &'a Settings,
     btf: Option<Btf>,
-    loaded_ns: u64,
 }
 
 impl<'a> Loader<'a> {
@@ -123,7 +127,7 @@ impl<'a> Loader<'a> {
 
     /// A loader for objects whose programs need no types of the kernel's.
     pub fn without_types(support: &'a Support, settings: &'a Settings) -> Self {
-        Self { support, settings, btf: None, loaded_ns: monotonic_ns() }
+        Self { support, settings, btf: None }
     }
 
     /// What it loads with.
@@ -143,6 +147,7 @@ impl<'a> Loader<'a> {
         let guard = u8::from(facts.kernel_version < (6, 1));
         let exit_tells_last = u8::from(facts.exit_arguments >= 2);
         let hierarchy_id = facts.cgroup.id();
+        let loaded_ns = monotonic_ns() + ATTACHING_NS;
         let mut loader = EbpfLoader::new();
         // No relocations against the kernel's types are left in Rust objects, so aya need not parse them once more.
         loader.btf(None);
@@ -156,7 +161,7 @@ impl<'a> Loader<'a> {
             .override_global("HIERARCHY_ID", &hierarchy_id, false)
             .override_global("LARGE_CALL_BYTES", &self.settings.large_call_bytes, false)
             .override_global("SLOW_NS", &self.settings.slow_io_ns, false)
-            .override_global("LOADED_NS", &self.loaded_ns, false)
+            .override_global("LOADED_NS", &loaded_ns, false)
             .override_global("AYA_LOG_LEVEL", &self.settings.log_level, false)
             .map_max_entries("AYA_LOGS", limits::LOG_RING_BYTES)
             .map_max_entries("USER_SLOTS", facts.possible_cpus as u32)
@@ -184,14 +189,17 @@ impl<'a> Loader<'a> {
 
     fn attach_rung(&self, source: Source, rung: &'static Rung) -> Result<Attached, LoadError> {
         let mut object = self.load_for(Some(source), &objects::of(source), rung.direct)?;
-        let (mut programs, mut events) = (Vec::new(), Vec::new());
+        let (mut programs, mut missing, mut events) = (Vec::new(), Vec::new(), Vec::new());
+        let mut do_without = |attachment: &Attachment, error: LoadError| {
+            if attachment.required {
+                return Err(error);
+            }
+            missing.push(MissingProgram { program: attachment.program, reason: error.to_string() });
+            Ok(())
+        };
         // All are loaded before the first is attached, so that a rung that fails has counted nothing.
         for attachment in rung.attachments {
-            match self.load_program(&mut object, attachment) {
-                Ok(()) => {}
-                Err(error) if !attachment.required => log::info!("{}: {error}", attachment.program),
-                Err(error) => return Err(error),
-            }
+            self.load_program(&mut object, attachment).or_else(|error| do_without(attachment, error))?;
         }
         for attachment in rung.attachments {
             let program = object.program_mut(attachment.program).ok_or(LoadError::Missing(attachment.program))?;
@@ -201,11 +209,10 @@ impl<'a> Loader<'a> {
                     events.extend(event);
                     programs.push(LoadedProgram::new(attachment.program, fd));
                 }
-                Err(error) if !attachment.required => log::info!("{}: {error}", attachment.program),
-                Err(error) => return Err(error),
+                Err(error) => do_without(attachment, error)?,
             }
         }
-        Ok(Attached { source, rung, object, programs, _events: events })
+        Ok(Attached { source, rung, object, programs, missing, _events: events })
     }
 
     fn load_program(&self, object: &mut Ebpf, attachment: &Attachment) -> Result<(), LoadError> {
@@ -238,6 +245,9 @@ impl<'a> Loader<'a> {
         Ok(None)
     }
 }
+
+/// How long attaching an object's programs takes at most: what begins before all of them see it is nobody's loss.
+const ATTACHING_NS: u64 = 1_000_000_000;
 
 /// The map of a source whose keys are owners.
 const fn owners_map(source: Source) -> &'static str {

@@ -9,6 +9,9 @@ use std::{
 };
 use tokio::io::{Interest, unix::AsyncFd};
 
+/// Records taken out at once: more than a ring of the default size holds.
+const MOST: usize = 16 << 10;
+
 /// One source's ring.
 pub struct Ring {
     ring: RingBuf<MapData>,
@@ -39,9 +42,11 @@ impl Ring {
         }
     }
 
-    /// Takes out all records.
+    /// Takes out the records, but not more than `MOST` of them: whoever fills a ring as fast as it is emptied must not
+    /// keep the agent from everything else.
     pub fn drain(&mut self, mut take: impl FnMut(Bytes)) {
-        while let Some(record) = self.ring.next() {
+        for _ in 0..MOST {
+            let Some(record) = self.ring.next() else { return };
             take(Bytes::copy_from_slice(&record));
         }
     }

@@ -30,6 +30,9 @@ pub enum SelfCheckError {
     /// The program cannot be run.
     #[error("running the self-check: {0}")]
     Run(std::io::Error),
+    /// The agent and the kernel do not speak of the same pids.
+    #[error("the agent is in a pid namespace of its own; run it in the host's (in Kubernetes, hostPID: true)")]
+    PidNamespace,
     /// What it read is not so.
     #[error("field offsets are wrong: {what} reads as {read}, but is {known}")]
     Mismatch {
@@ -42,8 +45,16 @@ pub enum SelfCheckError {
     },
 }
 
-/// Reads this process by the offsets, and compares.
+/// Reads this process by the offsets, and compares. What does not agree is read once more: threads may have come or gone,
+/// or moved the heap's end, between the two looks.
 pub fn check(loader: &Loader<'_>, direct: bool) -> Result<(), SelfCheckError> {
+    match read_and_compare(loader, direct) {
+        Err(SelfCheckError::Mismatch { .. }) => read_and_compare(loader, direct),
+        other => other,
+    }
+}
+
+fn read_and_compare(loader: &Loader<'_>, direct: bool) -> Result<(), SelfCheckError> {
     let mut object = loader.load(&objects::self_check(), direct)?;
     let run = |error: std::io::Error| SelfCheckError::Run(error);
     let missing = || run(std::io::ErrorKind::NotFound.into());
@@ -61,8 +72,12 @@ pub fn check(loader: &Loader<'_>, direct: bool) -> Result<(), SelfCheckError> {
 fn compare(report: &Report, hierarchy: &CgroupHierarchy) -> Result<(), SelfCheckError> {
     let pid = std::process::id();
     expect("the program's end", report.complete, 1)?;
+    let by_helper = (report.helper_pid_tgid >> 32) as u32;
+    if by_helper == report.owner.tgid && by_helper != pid {
+        return Err(SelfCheckError::PidNamespace);
+    }
     expect("tgid", report.owner.tgid, pid)?;
-    expect("tgid, by helper", (report.helper_pid_tgid >> 32) as u32, pid)?;
+    expect("tgid, by helper", by_helper, pid)?;
     expect("pid", report.pid, report.helper_pid_tgid as u32)?;
     let Ok((stat, myself)) = Process::myself().and_then(|me| Ok((me.stat()?, me))) else {
         return Ok(());

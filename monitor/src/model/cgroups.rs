@@ -40,13 +40,13 @@ impl Cgroups {
         self.by_path.get(path).copied()
     }
 
-    /// A cgroup is there. What is known under the id already stays.
+    /// A cgroup is there. What is known under the id already stays; a parent that was not known may be now.
     pub(super) fn made(&mut self, id: CgroupId, path: &Arc<str>) {
+        if let Some(parent) = parent_path(path).and_then(|parent| self.by_path(parent)) {
+            self.parents.entry(id).or_insert(parent);
+        }
         if self.accounts.contains(id) {
             return;
-        }
-        if let Some(parent) = parent_path(path).and_then(|parent| self.by_path(parent)) {
-            self.parents.insert(id, parent);
         }
         let subject = Subject::default();
         self.accounts.open(id, Cgroup { id, path: path.clone(), removed: false, running: 0, subject });
@@ -132,9 +132,9 @@ impl Cgroups {
         list
     }
 
-    /// Ids and paths of those that are there.
-    pub(super) fn present(&self) -> impl Iterator<Item = (CgroupId, &Arc<str>)> {
-        self.accounts.iter().filter(|(_, cgroup)| !cgroup.removed).map(|(id, cgroup)| (id, &cgroup.path))
+    /// Those that are there.
+    pub(super) fn present(&self) -> impl Iterator<Item = CgroupId> {
+        self.accounts.iter().filter(|(_, cgroup)| !cgroup.removed).map(|(id, _)| id)
     }
 }
 

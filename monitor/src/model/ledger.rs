@@ -10,6 +10,7 @@ use monitor_common::{
     page_fault,
 };
 use std::{collections::HashMap, hash::Hash};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The counters as last read.
 #[derive(Debug, Default)]
@@ -36,25 +37,24 @@ impl Ledger {
     /// Shows what is new in `counters`, and remembers it.
     pub(super) fn post(&mut self, counters: &Counters, mut show: impl FnMut(&Owner, Addition)) {
         for (owner, counts) in &counters.page_faults {
-            if let Some(added) = post(&mut self.page_faults, owner, counts, counts_added) {
+            if let Some(added) = post(&mut self.page_faults, owner, counts) {
                 show(owner, Addition::PageFaults(added));
             }
         }
         for (owner, totals) in &counters.address_spaces {
-            if let Some(added) = post(&mut self.address_spaces, owner, totals, totals_added) {
+            if let Some(added) = post(&mut self.address_spaces, owner, totals) {
                 show(owner, Addition::AddressSpace(added));
             }
         }
         for (key, totals) in &counters.block_io {
-            if let Some(added) = post(&mut self.block_io, key, totals, block_io_added) {
+            if let Some(added) = post(&mut self.block_io, key, totals) {
                 self.series.entry(totals.series).or_insert(*key);
                 show(&key.owner, Addition::BlockIo(*key, added));
             }
         }
         for (bucket, count) in &counters.block_latencies {
             if let Some(key) = self.series.get(&bucket.series())
-                && let Some(added) =
-                    post(&mut self.block_latencies, bucket, count, |now, before| now.saturating_sub(*before))
+                && let Some(added) = post(&mut self.block_latencies, bucket, count)
             {
                 show(&key.owner, Addition::BlockLatency(*key, *bucket, added));
             }
@@ -86,42 +86,36 @@ impl Ledger {
 }
 
 /// What is new under one key; none when nothing is.
-fn post<K: Eq + Hash + Copy, V: PartialEq + Copy + Default>(
-    last: &mut HashMap<K, V>,
-    key: &K,
-    now: &V,
-    added: fn(&V, &V) -> V,
-) -> Option<V> {
-    let before = last.entry(*key).or_default();
-    if before == now {
-        return None;
+///
+/// Each number is remembered at its highest: a read that fell short, as of a slot that never stood still, adds nothing, and
+/// what it missed is added by the next one, once.
+fn post<K: Eq + Hash + Copy, V: Numbers>(last: &mut HashMap<K, V>, key: &K, now: &V) -> Option<V> {
+    let before = last.entry(*key).or_insert_with(V::new_zeroed);
+    let mut added = V::new_zeroed();
+    let mut any = false;
+    for ((added, before), now) in added.numbers_mut().iter_mut().zip(before.numbers_mut()).zip(now.numbers()) {
+        *added = now.saturating_sub(*before);
+        *before = (*before).max(*now);
+        any |= *added != 0;
     }
-    let new = added(now, before);
-    *before = *now;
-    Some(new)
+    any.then_some(added)
 }
 
-fn counts_added(now: &page_fault::Counts, before: &page_fault::Counts) -> page_fault::Counts {
-    std::array::from_fn(|kind| now[kind].saturating_sub(before[kind]))
-}
-
-fn totals_added(now: &address_space::Totals, before: &address_space::Totals) -> address_space::Totals {
-    macro_rules! subtract {
-        ($($field:ident)*) => { address_space::Totals { $($field: now.$field.saturating_sub(before.$field)),* } };
+/// Counters that are nothing but 64-bit numbers.
+trait Numbers: FromBytes + IntoBytes + Immutable + KnownLayout + Copy {
+    fn numbers(&self) -> &[u64] {
+        <[u64]>::ref_from_bytes(self.as_bytes()).unwrap_or_default()
     }
-    subtract!(mmap_anonymous_calls mmap_file_calls mapped_anonymous_bytes mapped_file_bytes munmap_calls unmapped_bytes
-        mremap_calls mremap_grown_bytes mremap_shrunk_bytes brk_calls heap_grown_bytes heap_shrunk_bytes failed_calls)
-}
 
-fn block_io_added(now: &block_io::Totals, before: &block_io::Totals) -> block_io::Totals {
-    block_io::Totals {
-        series: now.series,
-        count: now.count.saturating_sub(before.count),
-        bytes: now.bytes.saturating_sub(before.bytes),
-        errors: now.errors.saturating_sub(before.errors),
-        wait_ns: now.wait_ns.saturating_sub(before.wait_ns),
+    fn numbers_mut(&mut self) -> &mut [u64] {
+        <[u64]>::mut_from_bytes(self.as_mut_bytes()).unwrap_or_default()
     }
 }
+
+impl Numbers for page_fault::Counts {}
+impl Numbers for address_space::Totals {}
+impl Numbers for block_io::Totals {}
+impl Numbers for u64 {}
 
 #[cfg(test)]
 mod tests {
@@ -154,9 +148,10 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_that_falls_adds_nothing() {
+    fn a_read_that_falls_short_is_made_up_for_once() {
         let mut ledger = Ledger::default();
         posted(&mut ledger, &faults(10));
         assert_eq!(posted(&mut ledger, &faults(4)), 0);
+        assert_eq!(posted(&mut ledger, &faults(12)), 2);
     }
 }

@@ -23,7 +23,7 @@ use ledger::{Addition, Ledger};
 use monitor_common::Owner;
 use processes::Processes;
 use snapshot::{BlockDevice, Snapshot, Subject};
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, time::Duration};
 use totals::Rates;
 
 /// How long what has ended stays visible.
@@ -105,7 +105,6 @@ impl Model {
         if let Some(counters) = &sample.counters {
             self.count(counters);
             harvest = self.processes.harvest(counters, &self.ledger, sample.time);
-            self.ledger.forget(&harvest);
         }
         for id in &sample.found.gone {
             self.exit(*id, sample.time, None);
@@ -116,18 +115,23 @@ impl Model {
         Taken { events, harvest }
     }
 
+    /// The kernel has forgotten these: should one of their keys come back, it starts from zero.
+    pub fn forget(&mut self, harvest: &Harvest) {
+        self.ledger.forget(harvest);
+    }
+
     /// How many exited processes wait to be harvested, and since when the first of them does.
     pub fn awaiting_harvest(&self) -> (usize, Option<BootTime>) {
         self.processes.awaiting_harvest()
     }
 
     /// Processes thought to be running.
-    pub fn running(&self) -> Vec<ProcessId> {
-        self.processes.running().collect()
+    pub fn running(&self) -> impl Iterator<Item = ProcessId> {
+        self.processes.running()
     }
 
     /// Cgroups thought to be there.
-    pub fn present_cgroups(&self) -> impl Iterator<Item = (CgroupId, &Arc<str>)> {
+    pub fn present_cgroups(&self) -> impl Iterator<Item = CgroupId> {
         self.cgroups.present()
     }
 
@@ -176,15 +180,19 @@ impl Model {
     /// Takes in one moment of a process's or cgroup's life.
     fn live(&mut self, moment: &Moment) {
         match &moment.what {
-            What::Fork { child, parent, command, .. } => {
+            What::Fork { child, parent, command } => {
                 self.processes.fork(child, *parent, command, &mut self.cgroups);
             }
             What::Exec { owner, command, arguments, cut } => {
                 self.processes.exec(owner, command, arguments, *cut, &mut self.cgroups);
             }
-            What::Exit { owner, wait_status, .. } => self.exit(ProcessId::from(owner), moment.time, Some(*wait_status)),
+            What::Exit { owner, wait_status, command } => {
+                let id = ProcessId::from(owner);
+                self.processes.name(id, command);
+                self.exit(id, moment.time, Some(*wait_status));
+            }
             What::OomVictim { owner, .. } => self.processes.doom(ProcessId::from(owner)),
-            What::Moved(owner) => self.processes.moved(owner, &mut self.cgroups),
+            What::Moved(owner) => self.processes.enter_cgroup(owner, &mut self.cgroups),
             What::CgroupMade(id, path) => self.cgroups.made(*id, path),
             What::CgroupRenamed(id, path) => {
                 self.cgroups.renamed(*id, path);

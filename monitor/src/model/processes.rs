@@ -124,14 +124,20 @@ impl Processes {
         self.enter_cgroup(owner, cgroups);
         let Some(process) = self.accounts.edit(id.key()) else { return };
         process.command = decode::command(command);
-        process.command_line = decode::command_line(arguments);
-        if cut {
-            process.command_line.push('…');
-        }
+        process.command_line = decode::command_line(arguments, cut);
         let (command, command_line) = (process.command.clone(), process.command_line.clone());
         if let Some(tree) = self.trees.edit(id.key()) {
             tree.command = command;
             tree.command_line = command_line;
+        }
+    }
+
+    /// Names a process that nothing else has named.
+    pub(super) fn name(&mut self, id: ProcessId, command: &Command) {
+        if self.find(id).is_some_and(|process| process.command.is_empty())
+            && let Some(process) = self.accounts.edit(id.key())
+        {
+            process.command = decode::command(command);
         }
     }
 
@@ -146,10 +152,16 @@ impl Processes {
         let key = id.key();
         let oom_killed = self.doomed.remove(&key);
         let Some(process) = self.accounts.edit(key) else { return };
-        if process.state != ProcessState::Running {
-            return;
+        match &mut process.state {
+            ProcessState::Running => process.state = ProcessState::Exited { time, wait_status, oom_killed },
+            // Found gone before its record was read: only how it ended is new.
+            ProcessState::Exited { wait_status: known @ None, oom_killed: killed, .. } => {
+                *known = wait_status;
+                *killed |= oom_killed;
+                return;
+            }
+            ProcessState::Exited { .. } => return,
         }
-        process.state = ProcessState::Exited { time, wait_status, oom_killed };
         let (tree, cgroup) = (process.tree.key(), process.cgroup);
         if self.running.get(&id.tgid) == Some(&key) {
             self.running.remove(&id.tgid);
@@ -163,12 +175,8 @@ impl Processes {
         self.awaiting_harvest.push_back((time, key));
     }
 
-    /// A process is in another cgroup now. Unless it is the root of its tree, it begins one of its own.
-    pub(super) fn moved(&mut self, owner: &Owner, cgroups: &mut Cgroups) {
-        self.enter_cgroup(owner, cgroups);
-    }
-
-    fn enter_cgroup(&mut self, owner: &Owner, cgroups: &mut Cgroups) {
+    /// A process may be in another cgroup now. If so, and unless it is the root of its tree, it begins one of its own.
+    pub(super) fn enter_cgroup(&mut self, owner: &Owner, cgroups: &mut Cgroups) {
         let (key, cgroup) = (ProcessId::from(owner).key(), CgroupId(owner.cgroup));
         let path = cgroups.path(cgroup);
         let Some(process) = self.accounts.edit(key) else { return };

@@ -13,12 +13,13 @@ impl Model {
     /// The event that a moment is told as.
     pub(super) fn tell(&self, moment: &Moment) -> Event {
         let kind = match &moment.what {
-            What::Fork { child, parent, command, .. } => {
+            What::Fork { child, parent, command } => {
                 Kind::Fork { who: self.who_is(child, Some(command)), parent_pid: parent.tgid }
             }
-            What::Exec { owner, command, arguments, .. } => {
-                Kind::Exec { who: self.who_is(owner, Some(command)), command_line: decode::command_line(arguments) }
-            }
+            What::Exec { owner, command, arguments, cut } => Kind::Exec {
+                who: self.who_is(owner, Some(command)),
+                command_line: decode::command_line(arguments, *cut),
+            },
             What::Exit { owner, wait_status, command } => {
                 let (exit_code, signal) = wait_result(*wait_status);
                 Kind::Exit { who: self.who_is(owner, Some(command)), exit_code, signal }

@@ -40,7 +40,7 @@ fn moment(time: u64, what: What) -> Moment {
 
 fn fork(time: u64, parent: &Owner, child: Owner) -> Moment {
     let parent = ProcessId::from(parent);
-    moment(time, What::Fork { child, parent, kernel_thread: false, command: *b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0\0" })
+    moment(time, What::Fork { child, parent, command: *b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0\0" })
 }
 
 fn exit(time: u64, owner: Owner, wait_status: u32) -> Moment {
@@ -158,6 +158,7 @@ fn a_process_that_has_just_exited_is_not_harvested_yet() {
     assert!(model.take(&faults(2 * SECOND + 1, &[(process, 1)])).harvest.page_faults.is_empty());
     let harvest = model.take(&faults(3 * SECOND, &[(process, 3)])).harvest;
     assert_eq!(harvest.page_faults, [process]);
+    model.forget(&harvest);
     // What comes after all starts from zero in the kernel, too.
     model.take(&faults(4 * SECOND, &[(process, 2)]));
     assert_eq!(find(&snapshot(&mut model, 5 * SECOND), 10).subject.totals.user_faults(), 5);
@@ -271,13 +272,10 @@ fn what_went_without_a_record_is_swept_up() {
     let mut model = model();
     let process = owner(10, 3);
     model.take(&moments(SECOND, vec![fork(SECOND, &owner(1, 1), process)]));
-    assert_eq!(model.running().len(), 2);
+    assert_eq!(model.running().count(), 2);
     let found = Found { gone: vec![ProcessId::from(&process)], gone_cgroups: vec![CgroupId(3)], ..Found::default() };
     model.take(&Sample { time: BootTime(2 * SECOND), found, ..Sample::default() });
-    assert_eq!(
-        model.running().iter().map(|id| id.key()).collect::<Vec<_>>(),
-        [ProcessKey { tgid: Tgid(1), start_tick: 0 }]
-    );
+    assert_eq!(model.running().map(ProcessId::key).collect::<Vec<_>>(), [ProcessKey { tgid: Tgid(1), start_tick: 0 }]);
     let snapshot = snapshot(&mut model, 3 * SECOND);
     assert!(matches!(find(&snapshot, 10).state, ProcessState::Exited { wait_status: None, .. }));
     assert_eq!(model.present_cgroups().count(), 2);

@@ -1,10 +1,11 @@
 //! A small machine, made up, for tests of what is shown: every source but `address_space` counts.
 
 use crate::{
+    cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     model::{
-        snapshot::{BlockDevice, Cgroup, Cost, Process, ProcessState, ProgramCost, Snapshot, Subject, Tree},
+        snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
         totals::{BlockIo, Histogram, Operation, Rates, Totals},
     },
     source::Source,
@@ -124,6 +125,7 @@ fn coverage() -> Coverage {
         source,
         state: State::Live,
         rung: Some(rung),
+        missing: Vec::new(),
         refused: Vec::new(),
         seen_total: 17,
         lost_total: 0,

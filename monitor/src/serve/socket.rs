@@ -159,7 +159,14 @@ impl Lock {
         path.push(".lock");
         let path = PathBuf::from(path);
         loop {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o644).open(&path);
+            let file = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&path);
             let mut lock = Self { file: file.map_err(file_error("create", &path))?, path: path.clone() };
             match lock.file.try_lock() {
                 Ok(()) if lock.is_in_place() => {

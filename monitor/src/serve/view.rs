@@ -4,9 +4,10 @@
 
 use super::fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS};
 use crate::{
-    coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
+    cost::{Cost, ProgramCost},
+    coverage::{Coverage, Loss, MissingProgram, Refusal, SourceCoverage, State},
     ids::{CgroupId, Tgid},
-    model::snapshot::{BlockDevice, Cgroup, Cost, Process, ProcessState, ProgramCost, Snapshot, Subject, Tree},
+    model::snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
     source::Source,
     time::BootTime,
 };
@@ -360,6 +361,7 @@ struct SourceView<'a> {
     state: State,
     rung: Option<&'static str>,
     refused: &'a [Refusal],
+    missing: &'a [MissingProgram],
     seen_total: u64,
     lost_total: u64,
     lost: Loss,
@@ -372,6 +374,7 @@ impl Serialize for CoverageView<'_> {
                 state: s.state,
                 rung: s.rung,
                 refused: &s.refused,
+                missing: &s.missing,
                 seen_total: s.seen_total,
                 lost_total: s.lost_total,
                 lost: s.lost,

@@ -1,0 +1,60 @@
+//! Maps that are too small: what finds no room is counted for nobody, so that the host's totals stay exact, and told.
+
+use anyhow::{Result, ensure};
+use tests::{Agent, LoopDevice, Machine, Workload, expect, json, proc};
+
+/// More processes than the smallest map has room for.
+const CROWD: usize = 24;
+/// Pages that each of them touches.
+const PAGES: u64 = 5_000;
+
+#[test]
+fn faults_of_processes_that_find_no_room_count_for_the_host() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&["--set", "page_fault.owners=16", "--set", "address_space.owners=16"])?;
+    let mut crowd = (0..CROWD).map(|_| Workload::start()).collect::<Result<Vec<_>>>()?;
+    agent.settle()?;
+    let host = |name: &str| json::count(&agent.get("/v1/snapshot")?, &format!("host.page_faults.{name}"));
+    let (before, proc_before) = (host("user_total")? + host("kernel_total")?, faults(&crowd)?);
+    for workload in &mut crowd {
+        workload.run(&format!("faults user-write {PAGES} 1"))?;
+    }
+    agent.settle()?;
+    let (grown, made) = (host("user_total")? + host("kernel_total")? - before, faults(&crowd)? - proc_before);
+    // Others fault beside, but not nearly as much.
+    expect::between("faults of the host", made, grown, made + CROWD as u64 * PAGES / 10)?;
+
+    let lost = json::count(&agent.coverage("page_fault")?, "lost.map_full")?;
+    ensure!(lost > 0, "the map of 16 had room for {CROWD}");
+    let of_each = |workload: &Workload| json::count(&agent.process(workload.pid())?, "page_faults.user_total");
+    let attributed = crowd.iter().map(of_each).sum::<Result<u64>>()?;
+    ensure!(attributed < made, "all {made} faults were attributed, {attributed} of them to the crowd");
+    // The kernel program says so itself, once.
+    ensure!(agent.words().contains("page_fault: no room for another owner"), "its log says: {}", agent.words());
+    agent.stop()
+}
+
+#[test]
+fn io_of_processes_that_find_no_room_counts_for_the_host() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(16 << 20)?;
+    let path = device.path().display().to_string();
+    let agent = Agent::start(&["--set", "block_io.owners=16"])?;
+    agent.settle()?;
+    let host = || json::count(&agent.get("/v1/snapshot")?, "host.block_io.read_ops_total");
+    let (before, kernel_before) = (host()?, device.stat()?);
+    let mut crowd = (0..CROWD).map(|_| Workload::start()).collect::<Result<Vec<_>>>()?;
+    for workload in &mut crowd {
+        workload.run(&format!("direct read {path} 50 4096"))?;
+    }
+    agent.settle()?;
+    let made = device.stat()?.since(&kernel_before).read_ops;
+    let grown = host()? - before;
+    ensure!(made >= CROWD as u64 * 50 && grown >= made, "{grown} reads of the host, {made} of one of its devices");
+    ensure!(json::count(&agent.coverage("block_io")?, "lost.map_full")? > 0, "the map of 16 had room for all");
+    agent.stop()
+}
+
+fn faults(crowd: &[Workload]) -> Result<u64> {
+    crowd.iter().map(|workload| proc::faults(workload.pid())).sum()
+}
