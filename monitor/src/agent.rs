@@ -128,9 +128,7 @@ impl Agent {
     async fn work(&mut self, config: &Config, snapshots: &watch::Sender<Arc<Snapshot>>, end: &mut End) {
         let (mut drain, mut tick) = (every(DRAIN_EVERY), every(config.tick));
         let sampled = !config.cost.every.is_zero();
-        // The first one begins at once, so that even a short run can say what its programs cost.
-        let mut open_window = tokio::time::interval(if sampled { config.cost.every } else { Duration::MAX });
-        open_window.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut open_window = every(if sampled { config.cost.every } else { Duration::MAX });
         let mut close_window: Option<Instant> = None;
         loop {
             let closing = async {

@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Pairs of runs of each workload
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Only this workload: redis-benchmark, pgbench, "Python loop" or compile; all of them when left out
+    #[arg(long, value_parser = WORKLOADS.map(|(name, _)| name))]
+    workload: Option<String>,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -52,6 +55,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let agent = agent_process::build()?;
     let results: Vec<Outcome> = WORKLOADS
         .iter()
+        .filter(|(name, _)| options.workload.as_deref().is_none_or(|only| only == *name))
         .map(|(name, prepare)| Outcome { name, result: measure(name, *prepare, options.rounds, &agent) })
         .collect();
     if options.json {
