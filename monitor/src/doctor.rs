@@ -122,8 +122,8 @@ impl Report {
         let facts = &self.facts;
         let mut text = String::new();
         let mut row = |left: &str, middle: &str, right: &str| {
-            let indent = 35;
-            let mut line = format!("{left:<16} {middle:<18}");
+            let indent = 37;
+            let mut line = format!("{left:<16} {middle:<20}");
             for word in right.split(' ') {
                 if line.chars().count() + 1 + word.chars().count() > width.max(60) && line.len() > indent {
                     let _ = writeln!(text, "{}", line.trim_end());
@@ -201,7 +201,7 @@ mod tests {
     #[test]
     fn the_table_tells_why_and_keeps_to_the_width() {
         let text = report(&[State::Live, State::Unavailable]).render(80);
-        assert!(text.contains("block_io         tp_btf             fexit: a long story"), "{text}");
+        assert!(text.contains("block_io         tp_btf               fexit: a long story"), "{text}");
         assert!(text.contains("unavailable"));
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
