@@ -331,8 +331,8 @@ not known: address_space does not count
        20         500           -     8.0 KiB         0 B      250 ms  fio
 
 PROCESSES    FAULTS/s    MAPPED/s      READ/s   WRITTEN/s DISK WAIT/s  CGROUPS by page faults
-        3         605           -     8.0 KiB         0 B      250 ms  /work
-        3         105           -     8.0 KiB         0 B      250 ms  /work/a
+        3         605           -     8.0 KiB         0 B      250 ms  /apps
+        3         105           -     8.0 KiB         0 B      250 ms  /apps/a
 
 sources  lifecycle has lost 3 · page_fault by tp_btf · address_space UNAVAILABLE (see monitor doctor) · block…
 agent    0.50 % of one CPU, 6.0 MiB resident, 4.0 MiB of maps

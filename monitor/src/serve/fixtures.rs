@@ -25,9 +25,9 @@ pub(crate) fn snapshot() -> Snapshot {
         hierarchy: "v2",
         host: subject(7, 605.0, Some(150)),
         processes: vec![
-            process(10, 10, "python3", Some("/work/a"), subject(3, 100.0, Some(100))),
-            process(11, 10, "worker", Some("/work/a"), subject(2, 5.0, None)),
-            process(20, 20, "fio", Some("/work/b"), subject(1, 500.0, Some(200))),
+            process(10, 10, "python3", Some("/apps/a"), subject(3, 100.0, Some(100))),
+            process(11, 10, "worker", Some("/apps/a"), subject(2, 5.0, None)),
+            process(20, 20, "fio", Some("/apps/b"), subject(1, 500.0, Some(200))),
             Arc::new(killed()),
         ],
         trees: vec![
@@ -36,8 +36,8 @@ pub(crate) fn snapshot() -> Snapshot {
         ],
         cgroups: vec![
             cgroup(1, "/", subject(7, 605.0, Some(150))),
-            cgroup(2, "/work", subject(6, 605.0, Some(150))),
-            cgroup(0, "/work/a", subject(5, 105.0, Some(100))),
+            cgroup(2, "/apps", subject(6, 605.0, Some(150))),
+            cgroup(0, "/apps/a", subject(5, 105.0, Some(100))),
         ],
         block_devices: vec![Arc::new(BlockDevice {
             id: DeviceId(259 << 20 | 3),
@@ -105,7 +105,7 @@ fn tree(pid: u32, command: &str, command_line: &str, subject: Subject) -> Arc<Tr
         command: command.to_owned(),
         command_line: command_line.to_owned(),
         cgroup: CgroupId(3),
-        cgroup_path: Some("/work/a".into()),
+        cgroup_path: Some("/apps/a".into()),
         running: 2,
         exited_total: 1,
         subject,

@@ -215,8 +215,8 @@ mod tests {
         assert_eq!(pids(&[]), [10, 11, 20, 30]);
         assert_eq!(pids(&[("pid", "20")]), [20]);
         assert_eq!(pids(&[("tree", "10")]), [10, 11]);
-        assert_eq!(pids(&[("cgroup", "/work")]), [10, 11, 20]);
-        assert_eq!(pids(&[("cgroup", "/work/a/")]), [10, 11]);
+        assert_eq!(pids(&[("cgroup", "/apps")]), [10, 11, 20]);
+        assert_eq!(pids(&[("cgroup", "/apps/a/")]), [10, 11]);
         assert_eq!(pids(&[("cgroup", "/wor")]), [0; 0]);
         assert_eq!(pids(&[("cgroup", "/")]), [10, 11, 20], "pid 30's cgroup is not known");
         assert_eq!(pids(&[("tree", "10"), ("pid", "11")]), [11]);

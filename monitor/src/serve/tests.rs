@@ -144,7 +144,7 @@ async fn a_process_has_its_names_and_null_where_nothing_counts() {
     assert_eq!(process["parent_pid"], 1);
     assert_eq!(process["start_time_ns"], 10_000_000_000_u64);
     assert_eq!(process["command_line"], "python3 --pid 10");
-    assert_eq!(process["cgroup"], "/work/a");
+    assert_eq!(process["cgroup"], "/apps/a");
     assert_eq!(process["state"], "running");
     assert_eq!(process["exited_time_ns"], Value::Null);
     let faults = &process["page_faults"];
@@ -192,7 +192,7 @@ async fn trees_cgroups_and_devices_have_their_names() {
     assert_eq!((&tree["processes_running"], &tree["processes_exited_total"]), (&json!(2), &json!(1)));
     let cgroups = server.json("/v1/cgroups").await;
     let cgroup = &cgroups["cgroups"][2];
-    assert_eq!((&cgroup["path"], &cgroup["id"], &cgroup["hierarchy"]), (&json!("/work/a"), &Value::Null, &json!("v2")));
+    assert_eq!((&cgroup["path"], &cgroup["id"], &cgroup["hierarchy"]), (&json!("/apps/a"), &Value::Null, &json!("v2")));
     assert_eq!((&cgroup["removed"], &cgroup["processes_running"]), (&json!(false), &json!(3)));
     let devices = server.json("/v1/block_devices").await;
     let device = devices["block_devices"][0].as_object().unwrap();
