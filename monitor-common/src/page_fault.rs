@@ -10,6 +10,9 @@ pub const KERNEL_KINDS: usize = 4;
 /// All kinds, user mode first.
 pub const KINDS: usize = USER_KINDS + KERNEL_KINDS;
 
+/// A program at the perf event of page faults runs once in so many of them, and counts as many.
+pub const SOFTWARE_PERIOD: u64 = 16;
+
 /// Faults by kind. Index with [`user_kind`] or [`kernel_kind`].
 pub type Counts = [u64; KINDS];
 

@@ -150,10 +150,21 @@ fn compatible() -> bool {
 fn traced(ctx: &TracePointContext, number: u64) -> u32 {
     // SAFETY: within the context, and a plain load: the verifier knows these 8 bytes.
     let result = unsafe { ctx.as_ptr().cast::<i64>().add(2).read_volatile() };
-    // SAFETY: the running task is one.
-    let registers = unsafe { bpf_task_pt_regs(Kernel::current_task().0 as *mut _) };
-    finished(ctx, number, Kernel(registers as u64), result);
+    finished(ctx, number, entry_registers(), result);
     0
+}
+
+/// The registers that the running task entered the kernel with.
+#[inline(always)]
+fn entry_registers() -> Kernel {
+    let task = Kernel::current_task();
+    if fields::TASK_STACK.load() != fields::ABSENT {
+        // SAFETY: the running task is one, and its stack is as deep as the kernel makes them all.
+        Kernel(unsafe { task.read::<u64>(&fields::TASK_STACK) } + u64::from(fields::STACK_REGISTERS.load()))
+    } else {
+        // SAFETY: the running task is one.
+        Kernel(unsafe { bpf_task_pt_regs(task.0 as *mut _) } as u64)
+    }
 }
 
 fn brk_begins() -> i32 {

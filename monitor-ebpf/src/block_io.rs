@@ -30,7 +30,7 @@ use monitor_common::{
 use monitor_ebpf::{
     counter,
     fields::{self, Kernel},
-    lose, owner, ring,
+    lose, owner, ring, tracepoint,
 };
 
 /// Requests in flight, by address, and the entries of those that were.
@@ -72,46 +72,32 @@ pub fn block_io_submit(ctx: BtfTracePointContext) -> i32 {
     submit(&ctx, Kernel(ctx.arg(0)))
 }
 
-/// `TP_PROTO(struct request *rq)`: where there is no `block_io_start`, most requests are first seen here.
-#[btf_tracepoint(function = "block_rq_insert")]
-pub fn block_io_insert(ctx: BtfTracePointContext) -> i32 {
-    let request = Kernel(ctx.arg(0));
-    if in_flight(request).is_none() { submit(&ctx, request) } else { 0 }
-}
-
 /// `TP_PROTO(struct request *rq)`: a request is handed to the driver.
 #[btf_tracepoint(function = "block_rq_issue")]
 pub fn block_io_issue(ctx: BtfTracePointContext) -> i32 {
-    issue(Kernel(ctx.arg(0)));
-    0
+    issue(Kernel(ctx.arg(0)))
 }
 
-/// As `block_io_issue`, where it may be the first that is seen of a request.
-#[btf_tracepoint(function = "block_rq_issue")]
-pub fn block_io_first_issue(ctx: BtfTracePointContext) -> i32 {
-    let request = Kernel(ctx.arg(0));
-    if in_flight(request).is_none() {
-        submit(&ctx, request);
+tracepoint! {
+    /// `TP_PROTO(struct request *rq)`: where there is no `block_io_start`, most requests are first seen here.
+    block_io_insert, block_io_insert_raw, "block_rq_insert", |ctx| first_seen(&ctx, Kernel(ctx.arg(0)))
+}
+tracepoint! {
+    /// As `block_io_issue`, where it may be the first that is seen of a request.
+    block_io_first_issue, block_io_first_issue_raw, "block_rq_issue", |ctx| {
+        first_seen(&ctx, Kernel(ctx.arg(0)));
+        issue(Kernel(ctx.arg(0)))
     }
-    issue(request);
-    0
 }
-
-/// `TP_PROTO(struct request *rq)`: the request goes on as part of another one.
-#[btf_tracepoint(function = "block_rq_merge")]
-pub fn block_io_merge(ctx: BtfTracePointContext) -> i32 {
-    if let Some(entry) = in_flight(Kernel(ctx.arg(0))) {
-        // SAFETY: a value of the map.
-        unsafe { (*entry).submitted_ns = 0 };
-    }
-    0
+tracepoint! {
+    /// `TP_PROTO(struct request *rq)`: the request goes on as part of another one.
+    block_io_merge, block_io_merge_raw, "block_rq_merge", |ctx| merged(Kernel(ctx.arg(0)))
 }
-
-/// `TP_PROTO(struct request *rq, blk_status_t error, unsigned int nr_bytes)`: some of a request's bytes, or all that are
-/// left, are done.
-#[btf_tracepoint(function = "block_rq_complete")]
-pub fn block_io_complete(ctx: BtfTracePointContext) -> i32 {
-    complete(&ctx, Kernel(ctx.arg(0)), ctx.arg(1), ctx.arg(2))
+tracepoint! {
+    /// `TP_PROTO(struct request *rq, blk_status_t error, unsigned int nr_bytes)`: some of a request's bytes, or all that are
+    /// left, are done.
+    block_io_complete, block_io_complete_raw, "block_rq_complete",
+    |ctx| complete(&ctx, Kernel(ctx.arg(0)), ctx.arg(1), ctx.arg(2))
 }
 
 fn now() -> u64 {
@@ -158,7 +144,12 @@ fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
 }
 
 #[inline(always)]
-fn issue(request: Kernel) {
+fn first_seen(ctx: &impl EbpfContext, request: Kernel) -> i32 {
+    if in_flight(request).is_none() { submit(ctx, request) } else { 0 }
+}
+
+#[inline(always)]
+fn issue(request: Kernel) -> i32 {
     if let Some(entry) = in_flight(request) {
         // SAFETY: a value of the map; the tracepoint's argument is a request.
         unsafe {
@@ -166,6 +157,16 @@ fn issue(request: Kernel) {
             (*entry).length = request.read(&fields::REQUEST_DATA_LEN);
         }
     }
+    0
+}
+
+#[inline(always)]
+fn merged(request: Kernel) -> i32 {
+    if let Some(entry) = in_flight(request) {
+        // SAFETY: a value of the map.
+        unsafe { (*entry).submitted_ns = 0 };
+    }
+    0
 }
 
 #[inline(always)]

@@ -41,6 +41,10 @@ offsets! {
     TASK_MM;
     /// `task_struct.thread_info.status`
     TASK_STATUS;
+    /// `task_struct.stack`; absent where a helper tells a task's registers.
+    TASK_STACK;
+    /// Where on its stack a task's registers are while it is in the kernel.
+    STACK_REGISTERS;
     /// `signal_struct.live.counter`
     SIGNAL_LIVE;
     /// `signal_struct.flags`

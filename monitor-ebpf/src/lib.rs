@@ -13,6 +13,25 @@ pub mod ring;
 use aya_ebpf::{macros::map, maps::PerCpuArray};
 use monitor_common::Health;
 
+/// Makes two programs of one body: for a tracepoint whose arguments the verifier knows by type, and for the same one as a
+/// raw tracepoint, whose arguments are plain numbers.
+#[macro_export]
+macro_rules! tracepoint {
+    ($(#[$doc:meta])* $name:ident, $raw:ident, $tracepoint:tt, |$ctx:ident| $body:expr) => {
+        $(#[$doc])*
+        #[aya_ebpf::macros::btf_tracepoint(function = $tracepoint)]
+        pub fn $name($ctx: aya_ebpf::programs::BtfTracePointContext) -> i32 {
+            $body
+        }
+
+        $(#[$doc])*
+        #[aya_ebpf::macros::raw_tracepoint(tracepoint = $tracepoint)]
+        pub fn $raw($ctx: aya_ebpf::programs::RawTracePointContext) -> i32 {
+            $body
+        }
+    };
+}
+
 /// Losses of this object's source on each CPU.
 #[map]
 static HEALTH: PerCpuArray<Health> = PerCpuArray::with_max_entries(1, 0);

@@ -5,15 +5,14 @@
 //! out: a process begins with its first thread and ends with its last.
 #![no_std]
 #![no_main]
-#![expect(missing_docs, unreachable_pub, reason = "the program macros wrap each function in a public one")]
+#![expect(missing_docs, reason = "the program macros wrap each function in a public one")]
 
 use aya_ebpf::{
     Global,
     cty::c_void,
     helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
-    macros::{btf_tracepoint, map},
+    macros::map,
     maps::RingBuf,
-    programs::BtfTracePointContext,
 };
 use monitor_common::{
     lifecycle::{ARGUMENTS_BYTES, Cgroup, Exec, Exit, Fork, Moved, OomVictim, PATH_BYTES, kind},
@@ -21,7 +20,7 @@ use monitor_common::{
 };
 use monitor_ebpf::{
     fields::{self, Kernel},
-    owner, ring,
+    owner, ring, tracepoint,
 };
 
 /// All moments.
@@ -39,10 +38,49 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 /// `signal_struct.flags` of a process that ends as a whole.
 const SIGNAL_GROUP_EXIT: u32 = 4;
 
-/// `TP_PROTO(struct task_struct *parent, struct task_struct *child)`
-#[btf_tracepoint(function = "sched_process_fork")]
-pub fn lifecycle_fork(ctx: BtfTracePointContext) -> i32 {
-    let child = Kernel(ctx.arg(1));
+tracepoint! {
+    /// `TP_PROTO(struct task_struct *parent, struct task_struct *child)`
+    lifecycle_fork, lifecycle_fork_raw, "sched_process_fork", |ctx| fork(Kernel(ctx.arg(1)))
+}
+tracepoint! {
+    /// `TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`
+    lifecycle_exec, lifecycle_exec_raw, "sched_process_exec", |ctx| exec(Kernel(ctx.arg(0)))
+}
+tracepoint! {
+    /// `TP_PROTO(struct task_struct *p)`, since Linux 6.16 `(struct task_struct *p, bool group_dead)`
+    lifecycle_exit, lifecycle_exit_raw, "sched_process_exit", |ctx| {
+        let task = Kernel(ctx.arg(0));
+        // The verifier knows how many arguments there are: the second is only looked at where it is.
+        let last = if EXIT_TELLS_LAST.load() != 0 { ctx.arg::<u64>(1) & 1 != 0 } else { is_last(task) };
+        if last { exit(task) } else { 0 }
+    }
+}
+tracepoint! {
+    /// `TP_PROTO(struct task_struct *task, uid_t uid)`
+    lifecycle_oom_victim, lifecycle_oom_victim_raw, "mark_victim", |ctx| oom_victim(Kernel(ctx.arg(0)))
+}
+tracepoint! {
+    /// `TP_PROTO(struct cgroup *cgrp, const char *path)`
+    lifecycle_cgroup_made, lifecycle_cgroup_made_raw, "cgroup_mkdir",
+    |ctx| cgroup(Kernel(ctx.arg(0)), ctx.arg(1), kind::CGROUP_MADE)
+}
+tracepoint! {
+    /// `TP_PROTO(struct cgroup *cgrp, const char *path)`
+    lifecycle_cgroup_renamed, lifecycle_cgroup_renamed_raw, "cgroup_rename",
+    |ctx| cgroup(Kernel(ctx.arg(0)), ctx.arg(1), kind::CGROUP_RENAMED)
+}
+tracepoint! {
+    /// `TP_PROTO(struct cgroup *cgrp, const char *path)`
+    lifecycle_cgroup_removed, lifecycle_cgroup_removed_raw, "cgroup_rmdir",
+    |ctx| cgroup(Kernel(ctx.arg(0)), ctx.arg(1), kind::CGROUP_REMOVED)
+}
+tracepoint! {
+    /// `TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`
+    lifecycle_moved, lifecycle_moved_raw, "cgroup_attach_task", |ctx| moved(Kernel(ctx.arg(0)), Kernel(ctx.arg(2)))
+}
+
+#[inline(always)]
+fn fork(child: Kernel) -> i32 {
     // SAFETY: tasks, and what their fields point to; the ring's reserved bytes.
     unsafe {
         if !leads(child) {
@@ -61,10 +99,8 @@ pub fn lifecycle_fork(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`
-#[btf_tracepoint(function = "sched_process_exec")]
-pub fn lifecycle_exec(ctx: BtfTracePointContext) -> i32 {
-    let task = Kernel(ctx.arg(0));
+#[inline(always)]
+fn exec(task: Kernel) -> i32 {
     // SAFETY: a task, and what its fields point to; the ring's reserved bytes.
     unsafe {
         let memory = task.follow(&fields::TASK_MM);
@@ -84,21 +120,18 @@ pub fn lifecycle_exec(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `TP_PROTO(struct task_struct *p)`, since Linux 6.16 `(struct task_struct *p, bool group_dead)`
-#[btf_tracepoint(function = "sched_process_exit")]
-pub fn lifecycle_exit(ctx: BtfTracePointContext) -> i32 {
-    let task = Kernel(ctx.arg(0));
+/// Whether no thread of a task's process is left.
+#[inline(always)]
+fn is_last(task: Kernel) -> bool {
+    // SAFETY: a task, and what its fields point to.
+    unsafe { task.follow(&fields::TASK_SIGNAL).read::<u32>(&fields::SIGNAL_LIVE) == 0 }
+}
+
+#[inline(always)]
+fn exit(task: Kernel) -> i32 {
     // SAFETY: a task, and what its fields point to; the ring's reserved bytes.
     unsafe {
         let signal = task.follow(&fields::TASK_SIGNAL);
-        let last = if EXIT_TELLS_LAST.load() != 0 {
-            ctx.arg::<u64>(1) & 1 != 0
-        } else {
-            signal.read::<u32>(&fields::SIGNAL_LIVE) == 0
-        };
-        if !last {
-            return 0;
-        }
         let leader = task.follow(&fields::TASK_GROUP_LEADER);
         let wait_status = if signal.read::<u32>(&fields::SIGNAL_FLAGS) & SIGNAL_GROUP_EXIT != 0 {
             signal.read(&fields::SIGNAL_GROUP_EXIT_CODE)
@@ -116,10 +149,8 @@ pub fn lifecycle_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `TP_PROTO(struct task_struct *task, uid_t uid)`
-#[btf_tracepoint(function = "mark_victim")]
-pub fn lifecycle_oom_victim(ctx: BtfTracePointContext) -> i32 {
-    let task = Kernel(ctx.arg(0));
+#[inline(always)]
+fn oom_victim(task: Kernel) -> i32 {
     // SAFETY: a task; the ring's reserved bytes.
     ring::send(&MOMENTS, |record: *mut OomVictim| unsafe {
         (*record).header = ring::header(kind::OOM_VICTIM);
@@ -129,31 +160,11 @@ pub fn lifecycle_oom_victim(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// `TP_PROTO(struct cgroup *cgrp, const char *path)`
-#[btf_tracepoint(function = "cgroup_mkdir")]
-pub fn lifecycle_cgroup_made(ctx: BtfTracePointContext) -> i32 {
-    cgroup(&ctx, kind::CGROUP_MADE)
-}
-
-/// `TP_PROTO(struct cgroup *cgrp, const char *path)`
-#[btf_tracepoint(function = "cgroup_rename")]
-pub fn lifecycle_cgroup_renamed(ctx: BtfTracePointContext) -> i32 {
-    cgroup(&ctx, kind::CGROUP_RENAMED)
-}
-
-/// `TP_PROTO(struct cgroup *cgrp, const char *path)`
-#[btf_tracepoint(function = "cgroup_rmdir")]
-pub fn lifecycle_cgroup_removed(ctx: BtfTracePointContext) -> i32 {
-    cgroup(&ctx, kind::CGROUP_REMOVED)
-}
-
-/// `TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`
-#[btf_tracepoint(function = "cgroup_attach_task")]
-pub fn lifecycle_moved(ctx: BtfTracePointContext) -> i32 {
-    let task = Kernel(ctx.arg(2));
+#[inline(always)]
+fn moved(to: Kernel, task: Kernel) -> i32 {
     // SAFETY: a cgroup, a task; the ring's reserved bytes.
     unsafe {
-        if !ours(Kernel(ctx.arg(0))) || !leads(task) {
+        if !ours(to) || !leads(task) {
             return 0;
         }
         ring::send(&MOMENTS, |record: *mut Moved| {
@@ -165,8 +176,7 @@ pub fn lifecycle_moved(ctx: BtfTracePointContext) -> i32 {
 }
 
 #[inline(always)]
-fn cgroup(ctx: &BtfTracePointContext, kind: u32) -> i32 {
-    let (cgroup, path) = (Kernel(ctx.arg(0)), ctx.arg::<u64>(1));
+fn cgroup(cgroup: Kernel, path: u64, kind: u32) -> i32 {
     // SAFETY: a cgroup, a string; the ring's reserved bytes.
     unsafe {
         if !ours(cgroup) {

@@ -1,4 +1,4 @@
-//! Source `page_fault`: two tracepoints, by processor mode. Worst case a million events a second and CPU.
+//! Source `page_fault`: two tracepoints, by processor mode, or where they are not to be had perf's software event. Worst case a million events a second and CPU.
 //!
 //! Nothing is sent; everything is counted here, by owner and kind, through one slot a CPU and program
 //! (`monitor_common::page_fault::Slot` has the protocol). The common case is a few loads, a comparison and an addition.
@@ -10,15 +10,15 @@ use aya_ebpf::{
     EbpfContext, Global,
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     helpers::bpf_get_smp_processor_id,
-    macros::{btf_tracepoint, map, raw_tracepoint},
+    macros::{btf_tracepoint, map, perf_event, raw_tracepoint},
     maps::{Array, PerCpuHashMap},
-    programs::{BtfTracePointContext, RawTracePointContext},
+    programs::{BtfTracePointContext, PerfEventContext, RawTracePointContext},
 };
 use aya_log_ebpf::warn;
 use core::sync::atomic::{Ordering, compiler_fence};
 use monitor_common::{
     Owner, limits,
-    page_fault::{Counts, KERNEL_KINDS, KINDS, Slot, USER_KINDS, kernel_kind, user_kind},
+    page_fault::{Counts, KERNEL_KINDS, KINDS, SOFTWARE_PERIOD, Slot, USER_KINDS, kernel_kind, user_kind},
 };
 use monitor_ebpf::{
     counter,
@@ -66,6 +66,25 @@ pub fn page_fault_kernel_raw(ctx: RawTracePointContext) -> i32 {
     kernel::<false>(&ctx, ctx.arg(2))
 }
 
+/// The perf event of page faults, once in [`SOFTWARE_PERIOD`] of them. What kind of access it was, the event does not tell:
+/// all count as the first kind of their processor mode.
+#[perf_event]
+pub fn page_fault_software(ctx: PerfEventContext) -> u32 {
+    // The registers of the fault are what the context begins with (struct bpf_perf_event_data).
+    // SAFETY: within the context, and a plain load: the verifier knows these 8 bytes.
+    let segment = unsafe { ctx.as_ptr().cast::<u64>().add(CODE_SEGMENT).read_volatile() };
+    if segment & USER_PRIVILEGE == USER_PRIVILEGE {
+        count::<0, USER_KINDS, false>(&ctx, &USER_SLOTS, 0, SOFTWARE_PERIOD);
+    } else {
+        count::<USER_KINDS, KERNEL_KINDS, false>(&ctx, &KERNEL_SLOTS, 0, SOFTWARE_PERIOD);
+    }
+    0
+}
+
+/// Index of `cs` in `struct pt_regs` (arch/x86/include/uapi/asm/ptrace.h), whose two lowest bits are the privilege level.
+const CODE_SEGMENT: usize = 17;
+const USER_PRIVILEGE: u64 = 3;
+
 /// `TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`: some thread's owner
 /// has changed, so no slot may rely on what it knows of its thread.
 #[btf_tracepoint(function = "cgroup_attach_task")]
@@ -89,21 +108,22 @@ fn moved() -> i32 {
 
 #[inline(always)]
 fn user<const TYPED: bool>(ctx: &impl EbpfContext, error_code: u64) -> i32 {
-    count::<0, USER_KINDS, TYPED>(ctx, &USER_SLOTS, user_kind(error_code))
+    count::<0, USER_KINDS, TYPED>(ctx, &USER_SLOTS, user_kind(error_code), 1)
 }
 
 #[inline(always)]
 fn kernel<const TYPED: bool>(ctx: &impl EbpfContext, error_code: u64) -> i32 {
-    count::<USER_KINDS, KERNEL_KINDS, TYPED>(ctx, &KERNEL_SLOTS, kernel_kind(error_code) - USER_KINDS)
+    count::<USER_KINDS, KERNEL_KINDS, TYPED>(ctx, &KERNEL_SLOTS, kernel_kind(error_code) - USER_KINDS, 1)
 }
 
-/// Counts one fault. The calling program owns `LENGTH` counts in the map, from `FIRST` on; a `TYPED` one reads kernel
+/// Counts `faults` faults. The calling program owns `LENGTH` counts in the map, from `FIRST` on; a `TYPED` one reads kernel
 /// fields by plain loads.
 #[inline(always)]
 fn count<const FIRST: usize, const LENGTH: usize, const TYPED: bool>(
     ctx: &impl EbpfContext,
     slots: &Array<Slot>,
     kind: usize,
+    faults: u64,
 ) -> i32 {
     // SAFETY: the helper has no preconditions.
     let Some(slot) = slots.get_ptr_mut(unsafe { bpf_get_smp_processor_id() }) else { return 0 };
@@ -137,7 +157,7 @@ fn count<const FIRST: usize, const LENGTH: usize, const TYPED: bool>(
         slot.moves = moves;
     }
     if let Some(count) = slot.counts.get_mut(kind) {
-        *count += 1;
+        *count += faults;
     }
     if guarded {
         compiler_fence(Ordering::SeqCst);

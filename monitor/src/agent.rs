@@ -14,18 +14,13 @@ use crate::{
     source::Source,
     time::BootTime,
 };
-use anyhow::{Context, bail};
+use anyhow::Context;
 use std::{sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
-
-/// This kernel cannot serve any of the sources that were asked for.
-#[derive(Debug, thiserror::Error)]
-#[error("this kernel can serve none of the sources; `monitor doctor` tells why:\n{0}")]
-pub struct Unsupported(String);
 
 /// How often rings are emptied even though none is filling up, so that moments are told in time.
 const DRAIN_EVERY: Duration = Duration::from_millis(100);
@@ -95,7 +90,7 @@ struct Agent {
 }
 
 impl Agent {
-    /// Tries every source. An error when none holds.
+    /// Tries every source.
     fn attach(config: &Config, support: &Support, since: BootTime) -> anyhow::Result<Self> {
         let facts = &support.facts;
         let settings = doctor::settings(config);
@@ -103,7 +98,8 @@ impl Agent {
         let collector = Collector::attach(&loader, |source| doctor::wish(config, source));
         let report = doctor::Report { facts: facts.clone(), sources: collector.coverage() };
         if report.serves_nothing() {
-            bail!(Unsupported(report.render(usize::MAX)));
+            // Processes and cgroups still have names, and clients are told what is missing and why.
+            log::error!("this kernel can serve none of the sources, so nothing is counted; `monitor doctor` tells why");
         }
         let retention = Retention { keep: config.exited.keep, limit: config.exited.limit as usize };
         Ok(Self {

@@ -28,6 +28,10 @@ pub struct SourceCoverage {
     pub refused: Vec<Refusal>,
     /// Programs of the rung that could not be attached, though it does without them, and why.
     pub missing: Vec<MissingProgram>,
+    /// Numbers of this source that the rung cannot tell, by how their names begin: they are null.
+    pub cannot_tell: &'static [&'static str],
+    /// What else the rung's numbers leave out, for people.
+    pub caveats: &'static [&'static str],
     /// Moments (ring records) received and understood.
     pub seen_total: u64,
     /// Moments and counts lost, of whatever cause: the sum of `lost`.

@@ -33,7 +33,7 @@ pub fn examine(config: &Config) -> anyhow::Result<Report> {
         let plan = plan::plan(source, &support.facts, &wish(config, source));
         let outcome = loader.attach(&plan);
         let (rung, missing) =
-            outcome.attached.map_or((None, Vec::new()), |attached| (Some(attached.rung.name), attached.missing));
+            outcome.attached.map_or((None, Vec::new()), |attached| (Some(attached.rung), attached.missing));
         let state = match rung {
             Some(_) => State::Live,
             None if plan.disabled => State::Disabled,
@@ -42,9 +42,11 @@ pub fn examine(config: &Config) -> anyhow::Result<Report> {
         SourceCoverage {
             source,
             state,
-            rung,
+            rung: rung.map(|rung| rung.name),
             missing,
             refused: outcome.refused,
+            cannot_tell: rung.map_or(&[], |rung| rung.cannot_tell),
+            caveats: rung.map_or(&[], |rung| rung.caveats),
             seen_total: 0,
             lost_total: 0,
             lost: Loss::default(),
@@ -65,7 +67,7 @@ pub fn examine_fields(config: &Config) -> anyhow::Result<Support> {
         return Ok(support);
     }
     let settings = settings(config);
-    let direct = support.facts.task_helper == Presence::Yes;
+    let direct = support.facts.has_typed_helpers();
     match self_check::check(&Loader::without_types(&support, &settings), direct) {
         Ok(()) => {}
         Err(error @ (SelfCheckError::Mismatch { .. } | SelfCheckError::PidNamespace)) => {
@@ -158,7 +160,8 @@ impl Report {
             };
             let refused = source.refused.iter().map(|r| format!("{}: {}", r.rung, r.reason));
             let missing = source.missing.iter().map(|m| format!("without {}: {}", m.program, m.reason));
-            row(source.source.name(), standing, &refused.chain(missing).collect::<Vec<_>>().join("; "));
+            let caveats = source.caveats.iter().map(|caveat| format!("note: {caveat}"));
+            row(source.source.name(), standing, &refused.chain(missing).chain(caveats).collect::<Vec<_>>().join("; "));
         }
         text
     }
@@ -184,6 +187,8 @@ mod tests {
             rung: (state == State::Live).then_some("tp_btf"),
             missing: Vec::new(),
             refused: vec![Refusal { rung: "fexit", reason: "a long story ".repeat(12) }],
+            cannot_tell: &[],
+            caveats: &["it is only a test"],
             seen_total: 0,
             lost_total: 0,
             lost: Loss::default(),
@@ -202,7 +207,7 @@ mod tests {
     fn the_table_tells_why_and_keeps_to_the_width() {
         let text = report(&[State::Live, State::Unavailable]).render(80);
         assert!(text.contains("block_io         tp_btf               fexit: a long story"), "{text}");
-        assert!(text.contains("unavailable"));
+        assert!(text.contains("unavailable") && text.contains("note: it is only a test"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     }
 }

@@ -189,6 +189,21 @@ impl Stat {
     }
 }
 
+/// Path of the virtio disk with this serial number.
+///
+/// # Errors
+/// There is none: only the virtual machines of `cargo xtask vm` have them.
+pub fn with_serial(serial: &str) -> Result<PathBuf> {
+    for entry in fs::read_dir("/sys/block").context("no block devices")? {
+        let name = entry?.file_name();
+        let told = fs::read_to_string(Path::new("/sys/block").join(&name).join("serial"));
+        if told.is_ok_and(|told| told.trim() == serial) {
+            return Ok(Path::new("/dev").join(name));
+        }
+    }
+    bail!("this machine has no disk with the serial number {serial}")
+}
+
 /// Name in /sys/block of the disk that a file lies on.
 ///
 /// # Errors

@@ -7,6 +7,7 @@ mod instrument;
 mod process;
 mod run;
 mod test;
+mod vm;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -28,6 +29,8 @@ Examples:
   cargo xtask test -- page_fault          of the tests, only those with page_fault in their name
   cargo xtask ebpf                        rebuild the kernel programs in monitor-ebpf/objects
   cargo xtask ebpf --check                prove that those are what the sources build to
+  cargo xtask vm --kernels 5.10,newest    the integration tests on those kernels, in virtual machines
+  cargo xtask vm shell 6.1                a shell on that kernel
   cargo xtask bench slowdown --rounds 40  what a database or a compiler loses to the agent";
 
 #[derive(Subcommand)]
@@ -35,6 +38,7 @@ enum Command {
     Run(run::Options),
     Test(test::Options),
     Ebpf(ebpf::Options),
+    Vm(vm::Options),
     /// Measure what the agent costs; each benchmark fails when a limit is broken
     #[command(subcommand)]
     Bench(bench::Benchmark),
@@ -51,6 +55,7 @@ fn main() -> ExitCode {
         Command::Run(options) => run::run(&options),
         Command::Test(options) => test::run(&options),
         Command::Ebpf(options) => ebpf::run(&options),
+        Command::Vm(options) => vm::run(&options),
         Command::Bench(benchmark) => bench::run(&benchmark),
         Command::Sleeper => bench::sleep_and_work(),
     };

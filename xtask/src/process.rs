@@ -28,9 +28,15 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 
 /// Runs a command and returns what it wrote to standard output. Its errors go to the user.
 pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let bytes = output_bytes(command)?;
+    String::from_utf8(bytes).with_context(|| format!("`{}` wrote something else than text", shown(command)))
+}
+
+/// As [`output`], whatever it wrote.
+pub(crate) fn output_bytes(command: &mut Command) -> Result<Vec<u8>> {
     let output = command.stderr(Stdio::inherit()).output().with_context(|| cannot_start(command))?;
     require_success(command, output.status)?;
-    String::from_utf8(output.stdout).with_context(|| format!("`{}` wrote something else than text", shown(command)))
+    Ok(output.stdout)
 }
 
 /// Runs a command unseen. What it wrote is shown only when it fails.

@@ -6,7 +6,7 @@ mod query;
 mod run;
 mod settings;
 
-use crate::{agent, config::Error as ConfigError, serve::ClaimError};
+use crate::{config::Error as ConfigError, serve::ClaimError};
 use clap::{Parser, Subcommand};
 use std::{io::Write as _, process::ExitCode};
 
@@ -69,13 +69,7 @@ fn exit_code(error: &anyhow::Error) -> u8 {
     let is_usage = |cause: &(dyn std::error::Error + 'static)| {
         cause.is::<ConfigError>() || matches!(cause.downcast_ref(), Some(ClaimError::UnknownGroup { .. }))
     };
-    if error.chain().any(|cause| cause.is::<agent::Unsupported>()) {
-        exit::UNSUPPORTED
-    } else if error.chain().any(is_usage) {
-        exit::USAGE
-    } else {
-        exit::FAILED
-    }
+    if error.chain().any(is_usage) { exit::USAGE } else { exit::FAILED }
 }
 
 /// Logs to standard error, as RUST_LOG says; where it says nothing, the agent tells more than the other commands.

@@ -3,7 +3,7 @@
 use crate::{
     coverage::{Loss, MissingProgram, Refusal, SourceCoverage, State},
     decode,
-    kernel::{attach::Attached, map, program::LoadedProgram, ring::Ring, self_check::Plain},
+    kernel::{attach::Attached, map, plan::Rung, program::LoadedProgram, ring::Ring, self_check::Plain},
     sample::Moment,
     source::Source,
 };
@@ -20,7 +20,7 @@ pub(super) struct Probe {
     missing: Vec<MissingProgram>,
     pub(super) programs: Vec<LoadedProgram>,
     pub(super) ring: Option<Ring>,
-    rung: Option<&'static str>,
+    rung: Option<&'static Rung>,
     health: Option<PerCpuArray<MapData, Plain<Health>>>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
     seen: u64,
@@ -39,7 +39,7 @@ impl Probe {
         };
         Ok(Self {
             state: State::Live,
-            rung: Some(attached.rung.name),
+            rung: Some(attached.rung),
             programs: std::mem::take(&mut attached.programs),
             missing: std::mem::take(&mut attached.missing),
             ring,
@@ -99,9 +99,11 @@ impl Probe {
         SourceCoverage {
             source: self.source,
             state: self.state,
-            rung: self.rung,
+            rung: self.rung.map(|rung| rung.name),
             refused: self.refused.clone(),
             missing: self.missing.clone(),
+            cannot_tell: self.rung.map_or(&[], |rung| rung.cannot_tell),
+            caveats: self.rung.map_or(&[], |rung| rung.caveats),
             seen_total: self.seen,
             lost_total: lost.total(),
             lost,

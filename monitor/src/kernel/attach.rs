@@ -1,8 +1,8 @@
 //! Carrying out a plan: load an object, attach a rung's programs, step down where the kernel refuses.
 
 use super::{
-    map, objects,
-    plan::{Attachment, Hook, Plan, Rung},
+    btf, map, objects,
+    plan::{self, Attachment, Hook, Plan, Rung},
     program::LoadedProgram,
     support::Support,
     syscall,
@@ -12,9 +12,9 @@ use crate::{
     source::Source,
 };
 use aya::{
-    Btf, Ebpf, EbpfError, EbpfLoader,
+    Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
     maps::MapData,
-    programs::{BtfTracePoint, FEntry, FExit, Program, ProgramError, RawTracePoint, TracePoint},
+    programs::{BtfTracePoint, FEntry, FExit, PerfEvent, Program, ProgramError, RawTracePoint, TracePoint},
 };
 use monitor_common::limits;
 use std::{
@@ -50,6 +50,9 @@ pub enum LoadError {
     /// A program or map that the object should have.
     #[error("the object has no {0}: it is not of this version")]
     Missing(&'static str),
+    /// A hook that this kernel does not have as it is known.
+    #[error("{0}")]
+    Unusable(String),
     /// Anything else.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -122,7 +125,8 @@ pub struct Loader<'a> {
 impl<'a> Loader<'a> {
     /// Parses the kernel's BTF for aya: 24 MB, which are given back when the loader is dropped.
     pub fn new(support: &'a Support, settings: &'a Settings) -> Self {
-        Self { btf: Btf::from_sys_fs().ok(), ..Self::without_types(support, settings) }
+        let btf = btf::vmlinux().ok().and_then(|data| Btf::parse(&data, Endianness::default()).ok());
+        Self { btf, ..Self::without_types(support, settings) }
     }
 
     /// A loader for objects whose programs need no types of the kernel's.
@@ -188,7 +192,8 @@ impl<'a> Loader<'a> {
     }
 
     fn attach_rung(&self, source: Source, rung: &'static Rung) -> Result<Attached, LoadError> {
-        let mut object = self.load_for(Some(source), &objects::of(source), rung.direct)?;
+        let direct = rung.is_direct(&self.support.facts);
+        let mut object = self.load_for(Some(source), &objects::of(source), direct)?;
         let (mut programs, mut missing, mut events) = (Vec::new(), Vec::new(), Vec::new());
         let mut do_without = |attachment: &Attachment, error: LoadError| {
             if attachment.required {
@@ -205,8 +210,8 @@ impl<'a> Loader<'a> {
             let program = object.program_mut(attachment.program).ok_or(LoadError::Missing(attachment.program))?;
             let Ok(fd) = program.fd().and_then(|fd| Ok(fd.try_clone()?)) else { continue };
             match self.attach_program(program, attachment.hook) {
-                Ok(event) => {
-                    events.extend(event);
+                Ok(opened) => {
+                    events.extend(opened);
                     programs.push(LoadedProgram::new(attachment.program, fd));
                 }
                 Err(error) => do_without(attachment, error)?,
@@ -216,6 +221,9 @@ impl<'a> Loader<'a> {
     }
 
     fn load_program(&self, object: &mut Ebpf, attachment: &Attachment) -> Result<(), LoadError> {
+        if let Some(reason) = plan::unusable(attachment.hook, &self.support.facts) {
+            return Err(LoadError::Unusable(reason));
+        }
         let program = object.program_mut(attachment.program).ok_or(LoadError::Missing(attachment.program))?;
         let btf = || self.btf.as_ref().ok_or(LoadError::Missing("kernel type information"));
         match attachment.hook {
@@ -224,12 +232,13 @@ impl<'a> Loader<'a> {
             Hook::FEntry(name) => <&mut FEntry>::try_from(program)?.load(name, btf()?)?,
             Hook::FExit(name) => <&mut FExit>::try_from(program)?.load(name, btf()?)?,
             Hook::SyscallTracepoint(_) => <&mut TracePoint>::try_from(program)?.load()?,
+            Hook::PageFaults { .. } => <&mut PerfEvent>::try_from(program)?.load()?,
         }
         Ok(())
     }
 
-    /// Attaches a loaded program. Links live as long as the object; a perf event is handed back to be kept.
-    fn attach_program(&self, program: &mut Program, hook: Hook) -> Result<Option<OwnedFd>, LoadError> {
+    /// Attaches a loaded program. Links live as long as the object; perf events are handed back to be kept.
+    fn attach_program(&self, program: &mut Program, hook: Hook) -> Result<Vec<OwnedFd>, LoadError> {
         // A link's id is its key in the object, which keeps the link; nobody here needs it.
         match hook {
             Hook::TpBtf(_) => <&mut BtfTracePoint>::try_from(program)?.attach().map(|_| ())?,
@@ -239,10 +248,16 @@ impl<'a> Loader<'a> {
             Hook::SyscallTracepoint(name) => {
                 let tracefs = self.support.tracefs.as_ref().ok_or(LoadError::Missing("tracing file system"))?;
                 let id = tracefs.tracepoint("syscalls", name)?;
-                return Ok(Some(syscall::attach_tracepoint(id, program.fd()?.as_fd())?));
+                return Ok(vec![syscall::attach_tracepoint(id, program.fd()?.as_fd())?]);
+            }
+            Hook::PageFaults { period } => {
+                let cpus = aya::util::online_cpus().map_err(|(_, error)| error)?;
+                let open =
+                    |cpu| syscall::attach_page_faults(period, cpu, program.fd()?.as_fd()).map_err(LoadError::from);
+                return cpus.into_iter().map(open).collect();
             }
         }
-        Ok(None)
+        Ok(Vec::new())
     }
 }
 

@@ -3,10 +3,18 @@
 //! A walker over the raw section, some milliseconds and no copy: aya's own parser hides members and takes 24 MB. Format:
 //! Documentation/bpf/btf.rst of the kernel.
 
-use std::{collections::HashMap, fs, path::Path};
+use super::syscall;
+use std::{collections::HashMap, fs};
 
 /// Where the kernel shows its BTF.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// The running kernel's type information: as it shows it in sysfs, or where that is out of sight, as in some containers, as
+/// it hands it out through bpf(2) since Linux 5.11.
+pub fn vmlinux() -> Result<Vec<u8>, BtfError> {
+    fs::read(VMLINUX)
+        .or_else(|source| syscall::vmlinux_btf().map_err(|_| BtfError::Read { path: VMLINUX.to_owned(), source }))
+}
 
 /// The running kernel's types, by name.
 pub struct Types {
@@ -41,6 +49,7 @@ mod kind {
     pub(super) const STRUCT: u32 = 4;
     pub(super) const UNION: u32 = 5;
     pub(super) const ENUM: u32 = 6;
+    pub(super) const FORWARD: u32 = 7;
     pub(super) const TYPEDEF: u32 = 8;
     pub(super) const VOLATILE: u32 = 9;
     pub(super) const CONST: u32 = 10;
@@ -70,10 +79,9 @@ const HEADER: usize = 24;
 const TYPE: usize = 12;
 
 impl Types {
-    /// Reads a BTF file.
-    pub fn read(path: &Path) -> Result<Self, BtfError> {
-        let data = fs::read(path).map_err(|source| BtfError::Read { path: path.display().to_string(), source })?;
-        Self::parse(data)
+    /// Those of the running kernel.
+    pub fn running() -> Result<Self, BtfError> {
+        Self::parse(vmlinux()?)
     }
 
     /// Indexes a BTF section of this machine's byte order.
@@ -131,18 +139,56 @@ impl Types {
             .find_map(|at| (self.string(self.u32(at)?)? == constant.as_bytes()).then(|| self.u32(at + 4)).flatten())
     }
 
-    /// Whether there is a function of that name (one that fentry can name).
-    pub fn has_function(&self, name: &str) -> bool {
-        self.named(name, &[kind::FUNC]).is_some()
+    /// Bytes of a structure or union.
+    pub fn size(&self, name: &str) -> Option<u32> {
+        Some(self.type_of(self.named(name, &[kind::STRUCT, kind::UNION])?)?.size_or_type)
     }
 
-    /// Number of arguments of a tracepoint, as its programs see them; none where there is no such tracepoint.
-    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Option<usize> {
+    /// Arguments of a tracepoint, as its programs see them and C writes them; none where there is no such tracepoint.
+    pub fn tracepoint_arguments(&self, tracepoint: &str) -> Option<Vec<String>> {
         // typedef void (*btf_trace_NAME)(void *data, arguments …)
         let typedef = self.type_of(self.named(&format!("btf_trace_{tracepoint}"), &[kind::TYPEDEF])?)?;
         let pointer = self.type_of(typedef.size_or_type)?;
-        let prototype = self.type_of(pointer.size_or_type)?;
-        (pointer.kind == kind::PTR && prototype.kind == kind::FUNC_PROTO).then(|| prototype.length.checked_sub(1))?
+        let mut arguments = (pointer.kind == kind::PTR).then(|| self.arguments(pointer.size_or_type))??;
+        (!arguments.is_empty()).then(|| arguments.remove(0))?;
+        Some(arguments)
+    }
+
+    /// Arguments of a function, as C writes them; none where there is no such function.
+    pub fn function_arguments(&self, function: &str) -> Option<Vec<String>> {
+        self.arguments(self.type_of(self.named(function, &[kind::FUNC])?)?.size_or_type)
+    }
+
+    fn arguments(&self, prototype: u32) -> Option<Vec<String>> {
+        let head = self.type_of(prototype).filter(|head| head.kind == kind::FUNC_PROTO)?;
+        (0..head.length).map(|i| Some(self.spelled(self.u32(head.body + i * 8 + 4)?))).collect()
+    }
+
+    /// A type as C writes it, as far as arguments have them.
+    fn spelled(&self, id: u32) -> String {
+        let Some(head) = self.type_of(id) else { return "void".into() };
+        let name = || {
+            let name = self.u32(head.body - TYPE).and_then(|offset| self.string(offset));
+            String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
+        };
+        let inner = || self.spelled(head.size_or_type);
+        match head.kind {
+            kind::STRUCT | kind::FORWARD if !head.bit_fields || head.kind == kind::STRUCT => {
+                format!("struct {}", name())
+            }
+            kind::UNION | kind::FORWARD => format!("union {}", name()),
+            kind::ENUM | kind::ENUM64 => format!("enum {}", name()),
+            kind::PTR => {
+                let to = inner();
+                if to.ends_with('*') { format!("{to}*") } else { format!("{to} *") }
+            }
+            kind::CONST => format!("const {}", inner()),
+            kind::VOLATILE => format!("volatile {}", inner()),
+            kind::RESTRICT | kind::TYPE_TAG => inner(),
+            kind::FUNC_PROTO => "function".into(),
+            kind::ARRAY => "array".into(),
+            _ => name(),
+        }
     }
 
     /// Offset in bits, and type, of a member, looked for in anonymous members, too.
@@ -227,7 +273,7 @@ mod tests {
     use super::*;
 
     fn running() -> Types {
-        Types::read(Path::new(VMLINUX)).expect("this test needs a kernel that shows its BTF")
+        Types::running().expect("this test needs a kernel that shows its BTF")
     }
 
     #[test]
@@ -254,10 +300,15 @@ mod tests {
         let types = running();
         assert_eq!(types.enum_value("bpf_map_type", "BPF_MAP_TYPE_HASH"), Some(1));
         assert_eq!(types.enum_value("bpf_map_type", "NO_SUCH"), None);
-        assert!(types.has_function("__x64_sys_mmap"));
-        assert!(!types.has_function("no_such_function"));
-        assert_eq!(types.tracepoint_arguments("sched_process_fork"), Some(2));
+        assert_eq!(types.function_arguments("__x64_sys_mmap").unwrap(), ["const struct pt_regs *"]);
+        assert_eq!(types.function_arguments("no_such_function"), None);
+        let fork = types.tracepoint_arguments("sched_process_fork").unwrap();
+        assert_eq!(fork, ["struct task_struct *", "struct task_struct *"]);
+        let fault = types.tracepoint_arguments("page_fault_user").unwrap();
+        assert_eq!(fault, ["long unsigned int", "struct pt_regs *", "long unsigned int"]);
         assert_eq!(types.tracepoint_arguments("no_such_tracepoint"), None);
+        // struct pt_regs is 21 registers.
+        assert_eq!(types.size("pt_regs"), Some(168));
     }
 
     #[test]

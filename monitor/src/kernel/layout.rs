@@ -4,7 +4,7 @@
 
 use super::{
     btf::Types,
-    support::{CgroupHierarchy, Facts},
+    support::{CgroupHierarchy, Facts, Presence},
 };
 
 /// Tells the programs that the running kernel has no such field.
@@ -93,6 +93,13 @@ pub fn constants(types: &Types, facts: &Facts) -> Result<Vec<Constant>, MissingF
         }
         if constants.iter().rev().take(BIO_CGROUP.len()).any(|&(_, offset)| offset == ABSENT) {
             constants.retain(|(name, _)| *name != "BIO_BLKG");
+        }
+    }
+    // Where no helper tells the registers that a task entered the kernel with: they are at the top of its stack.
+    if facts.registers_helper == Presence::No {
+        let (stack, registers) = (types.size("thread_union"), types.size("pt_regs"));
+        if let (Some(task), Some(stack), Some(registers)) = (types.offset("task_struct", "stack"), stack, registers) {
+            constants.extend([("TASK_STACK", task), ("STACK_REGISTERS", stack - registers)]);
         }
     }
     if let CgroupHierarchy::V1 { .. } = facts.cgroup {

@@ -10,6 +10,7 @@ pub mod plan;
 pub mod program;
 pub mod ring;
 pub mod self_check;
+pub mod signature;
 pub mod slots;
 pub mod support;
 pub mod syscall;

@@ -2,6 +2,7 @@
 
 use super::support::{Facts, Presence};
 use crate::{coverage::Refusal, source::Source};
+use monitor_common::page_fault::SOFTWARE_PERIOD;
 use serde::Serialize;
 use std::fmt;
 
@@ -19,6 +20,36 @@ pub enum Hook {
     FExit(&'static str),
     /// A system call's tracepoint in the tracing file system.
     SyscallTracepoint(&'static str),
+    /// The perf event of page faults, on every CPU.
+    PageFaults {
+        /// It comes once in so many faults.
+        period: u64,
+    },
+}
+
+impl Hook {
+    /// Name of its tracepoint or function.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::TpBtf(name)
+            | Self::RawTracepoint(name)
+            | Self::FEntry(name)
+            | Self::FExit(name)
+            | Self::SyscallTracepoint(name) => Some(name),
+            Self::PageFaults { .. } => None,
+        }
+    }
+}
+
+/// How programs read kernel fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// By a call for each: the verifier knows no types.
+    Helper,
+    /// By plain loads, or by calls where the kernel has no typed running task or registers (before 5.11 and 5.15).
+    LoadOrHelper,
+    /// By plain loads only.
+    Load,
 }
 
 /// A program and where it goes.
@@ -39,8 +70,28 @@ pub struct Rung {
     pub name: &'static str,
     /// Its programs.
     pub attachments: &'static [Attachment],
-    /// Whether its programs read kernel fields by plain loads.
-    pub direct: bool,
+    /// How they read kernel fields.
+    pub access: Access,
+    /// Numbers of its source that it cannot tell, by how their names begin.
+    pub cannot_tell: &'static [&'static str],
+    /// What else its numbers leave out, for people.
+    pub caveats: &'static [&'static str],
+}
+
+impl Rung {
+    /// A rung that tells everything.
+    const fn new(name: &'static str, access: Access, attachments: &'static [Attachment]) -> Self {
+        Self { name, attachments, access, cannot_tell: &[], caveats: &[] }
+    }
+
+    /// Whether its programs read kernel fields by plain loads on this kernel.
+    pub fn is_direct(&self, facts: &Facts) -> bool {
+        match self.access {
+            Access::Helper => false,
+            Access::LoadOrHelper => facts.has_typed_helpers(),
+            Access::Load => true,
+        }
+    }
 }
 
 const fn required(program: &'static str, hook: Hook) -> Attachment {
@@ -62,96 +113,149 @@ pub const fn ladder(source: Source) -> &'static [Rung] {
 }
 
 const PAGE_FAULT: &[Rung] = &[
-    Rung {
-        name: "tp_btf",
-        attachments: &[
+    Rung::new(
+        "tp_btf",
+        Access::Load,
+        &[
             required("page_fault_user", Hook::TpBtf("page_fault_user")),
             required("page_fault_kernel", Hook::TpBtf("page_fault_kernel")),
             required("page_fault_moved", Hook::TpBtf("cgroup_attach_task")),
         ],
-        direct: true,
-    },
-    Rung {
-        name: "raw_tracepoint",
-        attachments: &[
+    ),
+    Rung::new(
+        "raw_tracepoint",
+        Access::Helper,
+        &[
             required("page_fault_user_raw", Hook::RawTracepoint("page_fault_user")),
             required("page_fault_kernel_raw", Hook::RawTracepoint("page_fault_kernel")),
             required("page_fault_moved_raw", Hook::RawTracepoint("cgroup_attach_task")),
         ],
-        direct: false,
+    ),
+    Rung {
+        cannot_tell: &["user_read", "user_write", "user_fetch", "kernel_read", "kernel_write"],
+        caveats: &["counted by sixteens: a process's faults are estimates"],
+        ..Rung::new(
+            "software_event",
+            Access::Helper,
+            &[
+                required("page_fault_software", Hook::PageFaults { period: SOFTWARE_PERIOD }),
+                required("page_fault_moved_raw", Hook::RawTracepoint("cgroup_attach_task")),
+            ],
+        )
     },
 ];
 
+/// The kernel lets an event's program run 100,000 times a second by default; so no storm goes beyond that.
+const _: () = assert!(SOFTWARE_PERIOD * 100_000 > 1_000_000);
+
+/// Some calls are made in a way that no rung looks at.
+const ONLY_64_BIT: &[&str] = &["calls of 32-bit programs are not counted"];
+
 const ADDRESS_SPACE: &[Rung] = &[
     Rung {
-        name: "fexit",
-        attachments: &[
-            required("address_space_mmap", Hook::FExit("__x64_sys_mmap")),
-            required("address_space_munmap", Hook::FExit("__x64_sys_munmap")),
-            required("address_space_mremap", Hook::FExit("__x64_sys_mremap")),
-            required("address_space_brk", Hook::FExit("__x64_sys_brk")),
-            required("address_space_brk_begin", Hook::FEntry("__x64_sys_brk")),
-        ],
-        direct: true,
+        caveats: ONLY_64_BIT,
+        ..Rung::new(
+            "fexit",
+            Access::LoadOrHelper,
+            &[
+                required("address_space_mmap", Hook::FExit("__x64_sys_mmap")),
+                required("address_space_munmap", Hook::FExit("__x64_sys_munmap")),
+                required("address_space_mremap", Hook::FExit("__x64_sys_mremap")),
+                required("address_space_brk", Hook::FExit("__x64_sys_brk")),
+                required("address_space_brk_begin", Hook::FEntry("__x64_sys_brk")),
+            ],
+        )
     },
     Rung {
-        name: "syscall_tracepoints",
-        attachments: &[
-            required("address_space_mmap_tp", Hook::SyscallTracepoint("sys_exit_mmap")),
-            required("address_space_munmap_tp", Hook::SyscallTracepoint("sys_exit_munmap")),
-            required("address_space_mremap_tp", Hook::SyscallTracepoint("sys_exit_mremap")),
-            required("address_space_brk_tp", Hook::SyscallTracepoint("sys_exit_brk")),
-            required("address_space_brk_begin_tp", Hook::SyscallTracepoint("sys_enter_brk")),
-        ],
-        direct: true,
+        caveats: ONLY_64_BIT,
+        ..Rung::new(
+            "syscall_tracepoints",
+            Access::LoadOrHelper,
+            &[
+                required("address_space_mmap_tp", Hook::SyscallTracepoint("sys_exit_mmap")),
+                required("address_space_munmap_tp", Hook::SyscallTracepoint("sys_exit_munmap")),
+                required("address_space_mremap_tp", Hook::SyscallTracepoint("sys_exit_mremap")),
+                required("address_space_brk_tp", Hook::SyscallTracepoint("sys_exit_brk")),
+                required("address_space_brk_begin_tp", Hook::SyscallTracepoint("sys_enter_brk")),
+            ],
+        )
     },
     Rung {
-        name: "raw_syscalls",
-        attachments: &[
-            required("address_space_exit", Hook::TpBtf("sys_exit")),
-            required("address_space_enter", Hook::TpBtf("sys_enter")),
-        ],
-        direct: true,
+        caveats: ONLY_64_BIT,
+        ..Rung::new(
+            "raw_syscalls",
+            Access::LoadOrHelper,
+            &[
+                required("address_space_exit", Hook::TpBtf("sys_exit")),
+                required("address_space_enter", Hook::TpBtf("sys_enter")),
+            ],
+        )
     },
 ];
 
 const BLOCK_IO: &[Rung] = &[
-    Rung {
-        name: "block_io_start",
-        attachments: &[
+    Rung::new(
+        "block_io_start",
+        Access::LoadOrHelper,
+        &[
             required("block_io_submit", Hook::TpBtf("block_io_start")),
             required("block_io_issue", Hook::TpBtf("block_rq_issue")),
             optional("block_io_merge", Hook::TpBtf("block_rq_merge")),
             required("block_io_complete", Hook::TpBtf("block_rq_complete")),
         ],
-        direct: true,
-    },
-    Rung {
-        name: "block_rq_insert",
-        attachments: &[
+    ),
+    Rung::new(
+        "block_rq_insert",
+        Access::LoadOrHelper,
+        &[
             required("block_io_insert", Hook::TpBtf("block_rq_insert")),
             required("block_io_first_issue", Hook::TpBtf("block_rq_issue")),
             optional("block_io_merge", Hook::TpBtf("block_rq_merge")),
             required("block_io_complete", Hook::TpBtf("block_rq_complete")),
         ],
-        direct: true,
-    },
+    ),
+    Rung::new(
+        "raw_tracepoint",
+        Access::Helper,
+        &[
+            required("block_io_insert_raw", Hook::RawTracepoint("block_rq_insert")),
+            required("block_io_first_issue_raw", Hook::RawTracepoint("block_rq_issue")),
+            optional("block_io_merge_raw", Hook::RawTracepoint("block_rq_merge")),
+            required("block_io_complete_raw", Hook::RawTracepoint("block_rq_complete")),
+        ],
+    ),
 ];
 
-const LIFECYCLE: &[Rung] = &[Rung {
-    name: "tp_btf",
-    attachments: &[
-        required("lifecycle_fork", Hook::TpBtf("sched_process_fork")),
-        required("lifecycle_exec", Hook::TpBtf("sched_process_exec")),
-        required("lifecycle_exit", Hook::TpBtf("sched_process_exit")),
-        optional("lifecycle_oom_victim", Hook::TpBtf("mark_victim")),
-        optional("lifecycle_cgroup_made", Hook::TpBtf("cgroup_mkdir")),
-        optional("lifecycle_cgroup_renamed", Hook::TpBtf("cgroup_rename")),
-        optional("lifecycle_cgroup_removed", Hook::TpBtf("cgroup_rmdir")),
-        optional("lifecycle_moved", Hook::TpBtf("cgroup_attach_task")),
-    ],
-    direct: true,
-}];
+const LIFECYCLE: &[Rung] = &[
+    Rung::new(
+        "tp_btf",
+        Access::LoadOrHelper,
+        &[
+            required("lifecycle_fork", Hook::TpBtf("sched_process_fork")),
+            required("lifecycle_exec", Hook::TpBtf("sched_process_exec")),
+            required("lifecycle_exit", Hook::TpBtf("sched_process_exit")),
+            optional("lifecycle_oom_victim", Hook::TpBtf("mark_victim")),
+            optional("lifecycle_cgroup_made", Hook::TpBtf("cgroup_mkdir")),
+            optional("lifecycle_cgroup_renamed", Hook::TpBtf("cgroup_rename")),
+            optional("lifecycle_cgroup_removed", Hook::TpBtf("cgroup_rmdir")),
+            optional("lifecycle_moved", Hook::TpBtf("cgroup_attach_task")),
+        ],
+    ),
+    Rung::new(
+        "raw_tracepoint",
+        Access::Helper,
+        &[
+            required("lifecycle_fork_raw", Hook::RawTracepoint("sched_process_fork")),
+            required("lifecycle_exec_raw", Hook::RawTracepoint("sched_process_exec")),
+            required("lifecycle_exit_raw", Hook::RawTracepoint("sched_process_exit")),
+            optional("lifecycle_oom_victim_raw", Hook::RawTracepoint("mark_victim")),
+            optional("lifecycle_cgroup_made_raw", Hook::RawTracepoint("cgroup_mkdir")),
+            optional("lifecycle_cgroup_renamed_raw", Hook::RawTracepoint("cgroup_rename")),
+            optional("lifecycle_cgroup_removed_raw", Hook::RawTracepoint("cgroup_rmdir")),
+            optional("lifecycle_moved_raw", Hook::RawTracepoint("cgroup_attach_task")),
+        ],
+    ),
+];
 
 /// What to try for one source, and what not to.
 #[derive(Clone, Debug)]
@@ -198,13 +302,18 @@ fn refusal(rung: &Rung, facts: &Facts, wish: &Wish<'_>) -> Option<String> {
     if let Some(reason) = &facts.fields_missing {
         return Some(reason.clone());
     }
-    if rung.direct && facts.task_helper == Presence::No {
+    if rung.access == Access::Load && facts.task_helper == Presence::No {
         return Some("this kernel has no bpf_get_current_task_btf (Linux 5.11)".into());
     }
-    rung.attachments
-        .iter()
-        .find(|a| a.required && facts.hook(a.hook) == Presence::No)
-        .map(|a| format!("this kernel has no {}", a.hook))
+    rung.attachments.iter().filter(|a| a.required).find_map(|a| unusable(a.hook, facts))
+}
+
+/// Why a hook is not to be used, as far as that can be told.
+pub fn unusable(hook: Hook, facts: &Facts) -> Option<String> {
+    if let Some(arguments) = facts.changed.get(&hook) {
+        return Some(format!("this kernel's {hook} has the arguments ({arguments}), which this version does not know"));
+    }
+    (facts.hook(hook) == Presence::No).then(|| format!("this kernel has no {hook}"))
 }
 
 /// Every hook of every ladder, to be looked for.
@@ -218,6 +327,7 @@ impl fmt::Display for Hook {
             Self::TpBtf(name) | Self::RawTracepoint(name) => write!(f, "tracepoint {name}"),
             Self::FEntry(name) | Self::FExit(name) => write!(f, "function {name}"),
             Self::SyscallTracepoint(name) => write!(f, "tracepoint syscalls:{name}"),
+            Self::PageFaults { .. } => f.write_str("perf event page-faults"),
         }
     }
 }
@@ -227,16 +337,20 @@ mod tests {
     use super::*;
 
     fn facts() -> Facts {
-        Facts { task_helper: Presence::Yes, ..Facts::default() }
+        Facts { task_helper: Presence::Yes, registers_helper: Presence::Yes, ..Facts::default() }
+    }
+
+    fn names(plan: &Plan) -> Vec<&str> {
+        plan.candidates.iter().map(|rung| rung.name).collect()
     }
 
     #[test]
     fn what_could_not_be_told_is_tried_and_what_is_absent_is_not() {
         let mut facts = facts();
-        assert_eq!(plan(Source::BlockIo, &facts, &Wish::default()).candidates.len(), 2);
+        assert_eq!(plan(Source::BlockIo, &facts, &Wish::default()).candidates.len(), 3);
         facts.hooks.insert(Hook::TpBtf("block_io_start"), Presence::No);
         let plan = plan(Source::BlockIo, &facts, &Wish::default());
-        assert_eq!(plan.candidates[0].name, "block_rq_insert");
+        assert_eq!(names(&plan), ["block_rq_insert", "raw_tracepoint"]);
         assert_eq!(
             plan.refused,
             [Refusal { rung: "block_io_start", reason: "this kernel has no tracepoint block_io_start".into() }]
@@ -247,13 +361,22 @@ mod tests {
     fn an_optional_hook_refuses_nothing() {
         let mut facts = facts();
         facts.hooks.insert(Hook::TpBtf("mark_victim"), Presence::No);
-        assert_eq!(plan(Source::Lifecycle, &facts, &Wish::default()).candidates.len(), 1);
+        assert_eq!(names(&plan(Source::Lifecycle, &facts, &Wish::default())), ["tp_btf", "raw_tracepoint"]);
+    }
+
+    #[test]
+    fn a_hook_whose_arguments_changed_is_refused_with_them() {
+        let mut facts = facts();
+        facts.changed.insert(Hook::TpBtf("sched_process_exit"), "int, int".into());
+        let plan = plan(Source::Lifecycle, &facts, &Wish::default());
+        assert_eq!(names(&plan), ["raw_tracepoint"]);
+        assert!(plan.refused[0].reason.contains("sched_process_exit has the arguments (int, int)"));
     }
 
     #[test]
     fn the_wish_forces_a_rung_or_switches_a_source_off() {
         let forced = plan(Source::AddressSpace, &facts(), &Wish { rung: Some("raw_syscalls"), ..Wish::default() });
-        assert_eq!(forced.candidates.iter().map(|r| r.name).collect::<Vec<_>>(), ["raw_syscalls"]);
+        assert_eq!(names(&forced), ["raw_syscalls"]);
         assert_eq!(forced.refused.len(), 2);
         let off = plan(Source::AddressSpace, &facts(), &Wish { disabled: true, ..Wish::default() });
         assert!(off.disabled && off.candidates.is_empty());
@@ -261,9 +384,12 @@ mod tests {
 
     #[test]
     fn kernels_before_5_11_are_left_the_rungs_that_read_by_helper() {
-        let facts = Facts { task_helper: Presence::No, ..Facts::default() };
-        let plan = plan(Source::PageFault, &facts, &Wish::default());
-        assert_eq!(plan.candidates.iter().map(|r| r.name).collect::<Vec<_>>(), ["raw_tracepoint"]);
+        let facts = Facts { task_helper: Presence::No, registers_helper: Presence::No, ..Facts::default() };
+        let plan_of = |source| plan(source, &facts, &Wish::default());
+        assert_eq!(names(&plan_of(Source::PageFault)), ["raw_tracepoint", "software_event"]);
+        let plan = plan_of(Source::Lifecycle);
+        assert_eq!(names(&plan), ["tp_btf", "raw_tracepoint"]);
+        assert!(!plan.candidates[0].is_direct(&facts));
     }
 
     #[test]

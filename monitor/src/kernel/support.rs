@@ -1,9 +1,10 @@
 //! What this host offers, probed once, without side effects: yes, no, or could not tell.
 
 use super::{
-    btf::{self, Types},
+    btf::Types,
     layout,
     plan::{self, Hook},
+    signature,
     tracefs::Tracefs,
 };
 use serde::Serialize;
@@ -85,6 +86,8 @@ pub struct Facts {
     pub fields_missing: Option<String>,
     /// Whether programs may ask for the running task by type (Linux 5.11).
     pub task_helper: Presence,
+    /// Whether they may ask for a task's registers (Linux 5.15).
+    pub registers_helper: Presence,
     /// Whether the tracing file system is to be had, and else why not.
     pub tracefs: Result<(), String>,
     /// Whom everything is charged to.
@@ -98,6 +101,9 @@ pub struct Facts {
     /// Every place where a program could be attached.
     #[serde(serialize_with = "hooks_by_name")]
     pub hooks: BTreeMap<Hook, Presence>,
+    /// Those whose arguments are not the ones the programs know, with what they are.
+    #[serde(serialize_with = "hooks_by_name")]
+    pub changed: BTreeMap<Hook, String>,
     /// Number of arguments of `sched_process_exit`: the second one tells whether the process's last thread goes.
     #[serde(skip)]
     pub exit_arguments: usize,
@@ -112,12 +118,14 @@ impl Default for Facts {
             btf: Presence::CouldNotTell,
             fields_missing: None,
             task_helper: Presence::CouldNotTell,
+            registers_helper: Presence::CouldNotTell,
             tracefs: Ok(()),
             cgroup: CgroupHierarchy::V2 { mount: None },
             io_on_v2: false,
             possible_cpus: 1,
             missing_capabilities: Vec::new(),
             hooks: BTreeMap::new(),
+            changed: BTreeMap::new(),
             exit_arguments: 1,
         }
     }
@@ -127,6 +135,11 @@ impl Facts {
     /// Whether a hook is there.
     pub fn hook(&self, hook: Hook) -> Presence {
         self.hooks.get(&hook).copied().unwrap_or_default()
+    }
+
+    /// Whether programs may ask for the running task and its registers by type.
+    pub fn has_typed_helpers(&self) -> bool {
+        self.task_helper == Presence::Yes && self.registers_helper == Presence::Yes
     }
 }
 
@@ -144,7 +157,7 @@ pub struct Support {
 pub fn probe() -> Support {
     let kernel_release = read_trimmed("/proc/sys/kernel/osrelease");
     let tracefs = Tracefs::open();
-    let types = Types::read(Path::new(btf::VMLINUX));
+    let types = Types::running();
     let (cgroup, io_on_v2) = cgroup_hierarchy();
     let mut facts = Facts {
         kernel_version: version(&kernel_release),
@@ -160,9 +173,15 @@ pub fn probe() -> Support {
     let mut constants = Vec::new();
     match &types {
         Ok(types) => {
-            let helper = types.enum_value("bpf_func_id", "BPF_FUNC_get_current_task_btf");
-            facts.task_helper = if helper.is_some() { Presence::Yes } else { Presence::No };
-            facts.exit_arguments = types.tracepoint_arguments("sched_process_exit").unwrap_or(1);
+            let helper = |name: &str| match types.enum_value("bpf_func_id", name) {
+                Some(_) => Presence::Yes,
+                None => Presence::No,
+            };
+            facts.task_helper = helper("BPF_FUNC_get_current_task_btf");
+            facts.registers_helper = helper("BPF_FUNC_task_pt_regs");
+            facts.exit_arguments =
+                types.tracepoint_arguments("sched_process_exit").map_or(1, |arguments| arguments.len());
+            facts.changed = plan::hooks().filter_map(|hook| changed(types, hook)).collect();
             match layout::constants(types, &facts) {
                 Ok(found) => constants = found,
                 Err(missing) => facts.fields_missing = Some(missing.to_string()),
@@ -175,6 +194,12 @@ pub fn probe() -> Support {
     Support { facts, constants, tracefs }
 }
 
+/// A hook that has other arguments than the programs know, with these.
+fn changed(types: &Types, hook: Hook) -> Option<(Hook, String)> {
+    let arguments = signature::arguments(types, hook)?;
+    (!signature::is_known(hook, &arguments)).then(|| (hook, arguments.join(", ")))
+}
+
 fn presence(hook: Hook, types: Option<&Types>, tracefs: Option<&Tracefs>) -> Presence {
     let known = |found: Option<bool>| match found {
         Some(true) => Presence::Yes,
@@ -184,7 +209,10 @@ fn presence(hook: Hook, types: Option<&Types>, tracefs: Option<&Tracefs>) -> Pre
     match hook {
         Hook::TpBtf(name) => known(Some(types.is_some_and(|types| types.tracepoint_arguments(name).is_some()))),
         Hook::RawTracepoint(name) => known(types.map(|types| types.tracepoint_arguments(name).is_some())),
-        Hook::FEntry(name) | Hook::FExit(name) => known(Some(types.is_some_and(|types| types.has_function(name)))),
+        Hook::FEntry(name) | Hook::FExit(name) => {
+            known(Some(types.is_some_and(|types| types.function_arguments(name).is_some())))
+        }
+        Hook::PageFaults { .. } => Presence::CouldNotTell,
         Hook::SyscallTracepoint(name) => match tracefs.map(|tracefs| tracefs.tracepoint("syscalls", name)) {
             Some(Ok(_)) => Presence::Yes,
             Some(Err(error)) if error.kind() != io::ErrorKind::NotFound => Presence::CouldNotTell,
@@ -266,8 +294,8 @@ fn read_trimmed(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
-fn hooks_by_name<S: serde::Serializer>(hooks: &BTreeMap<Hook, Presence>, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_map(hooks.iter().map(|(hook, presence)| (hook.to_string(), presence)))
+fn hooks_by_name<S: serde::Serializer, T: Serialize>(hooks: &BTreeMap<Hook, T>, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(hooks.iter().map(|(hook, value)| (hook.to_string(), value)))
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ mod command {
     pub(super) const MAP_UPDATE_ELEM: libc::c_long = 2;
     pub(super) const PROG_TEST_RUN: libc::c_long = 10;
     pub(super) const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    pub(super) const BTF_GET_FD_BY_ID: libc::c_long = 19;
+    pub(super) const BTF_GET_NEXT_ID: libc::c_long = 23;
     pub(super) const MAP_LOOKUP_BATCH: libc::c_long = 24;
     pub(super) const MAP_DELETE_BATCH: libc::c_long = 27;
 }
@@ -164,6 +166,60 @@ pub fn program_statistics(program: BorrowedFd<'_>) -> io::Result<ProgramStatisti
     Ok(ProgramStatistics { run_time_ns: info.run_time_ns, runs: info.runs, skipped_runs: info.skipped_runs })
 }
 
+/// `struct bpf_btf_info`.
+#[repr(C)]
+#[derive(Default)]
+struct BtfInfo {
+    btf: u64,
+    btf_size: u32,
+    id: u32,
+    name: u64,
+    name_length: u32,
+    kernel_btf: u32,
+}
+
+/// `open_flags` follow `next_id`; a shorter attribute would be filled with what is behind it.
+#[repr(C)]
+#[derive(Default)]
+struct IdAttr {
+    id: u32,
+    next_id: u32,
+    open_flags: u32,
+}
+
+/// The type information of the kernel itself, without its modules, since Linux 5.11. Needs `CAP_SYS_ADMIN`.
+pub fn vmlinux_btf() -> io::Result<Vec<u8>> {
+    let mut id = 0;
+    loop {
+        let mut next = IdAttr { id, ..IdAttr::default() };
+        // SAFETY: plain numbers.
+        unsafe { bpf(command::BTF_GET_NEXT_ID, &mut next) }?;
+        id = next.next_id;
+        let mut open = IdAttr { id, ..IdAttr::default() };
+        // SAFETY: plain numbers.
+        let Ok(fd) = (unsafe { bpf(command::BTF_GET_FD_BY_ID, &mut open) }) else { continue };
+        // SAFETY: a descriptor that was just opened and belongs to nobody else.
+        let btf = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let mut name = [0u8; 16];
+        let mut info = BtfInfo { name: name.as_mut_ptr() as u64, name_length: 16, ..BtfInfo::default() };
+        btf_info(&btf, &mut info)?;
+        if info.kernel_btf == 0 || !name.starts_with(b"vmlinux\0") {
+            continue;
+        }
+        let mut data = vec![0; info.btf_size as usize];
+        let mut info = BtfInfo { btf: data.as_mut_ptr() as u64, btf_size: info.btf_size, ..BtfInfo::default() };
+        btf_info(&btf, &mut info)?;
+        return Ok(data);
+    }
+}
+
+fn btf_info(btf: &OwnedFd, info: &mut BtfInfo) -> io::Result<()> {
+    let mut attr =
+        InfoAttr { fd: btf.as_raw_fd() as u32, length: size_of::<BtfInfo>() as u32, info: &raw mut *info as u64 };
+    // SAFETY: `info` is as long as `length` says; its callers' buffers live and are as long as they say in it.
+    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
+}
+
 #[repr(C)]
 #[derive(Default)]
 struct TestRunAttr {
@@ -222,7 +278,9 @@ struct PerfEventAttr {
     config1: u64,
 }
 
+const PERF_TYPE_SOFTWARE: u32 = 1;
 const PERF_TYPE_TRACEPOINT: u32 = 2;
+const PERF_COUNT_SW_PAGE_FAULTS: u64 = 2;
 /// `_IOW('$', 8, __u32)`
 const PERF_EVENT_IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
 /// `_IO('$', 0)`
@@ -230,17 +288,21 @@ const PERF_EVENT_IOC_ENABLE: libc::c_ulong = 0x2400;
 
 /// Runs a program at a tracepoint of the tracing file system, given by its number. Dropping the descriptor detaches it.
 pub fn attach_tracepoint(id: u64, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
-    let attr = PerfEventAttr {
-        kind: PERF_TYPE_TRACEPOINT,
-        size: size_of::<PerfEventAttr>() as u32,
-        config: id,
-        sample_period: 1,
-        ..PerfEventAttr::default()
-    };
-    const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
     // A program runs on every CPU, whichever CPU its event was opened for.
+    attach_event(PERF_TYPE_TRACEPOINT, id, 1, 0, program)
+}
+
+/// Runs a program at every `period`th page fault of one CPU, whichever task takes it. Dropping the descriptor detaches it.
+pub fn attach_page_faults(period: u64, cpu: u32, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    attach_event(PERF_TYPE_SOFTWARE, PERF_COUNT_SW_PAGE_FAULTS, period, cpu, program)
+}
+
+fn attach_event(kind: u32, config: u64, sample_period: u64, cpu: u32, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let size = size_of::<PerfEventAttr>() as u32;
+    let attr = PerfEventAttr { kind, size, config, sample_period, ..PerfEventAttr::default() };
+    const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
     // SAFETY: `attr` is as long as its size field says.
-    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC) };
+    let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, &raw const attr, -1, cpu, -1, PERF_FLAG_FD_CLOEXEC) };
     let fd = check(fd)?;
     // SAFETY: a descriptor that was just opened and belongs to nobody else.
     let event = unsafe { OwnedFd::from_raw_fd(fd as i32) };

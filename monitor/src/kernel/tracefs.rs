@@ -1,4 +1,5 @@
-//! Numbers of the tracing file system's tracepoints, read from an instance that is mounted nowhere.
+//! Numbers of the tracing file system's tracepoints, read from an instance that is mounted nowhere, or from the one that
+//! the host has mounted.
 
 use super::syscall::check;
 use std::{
@@ -7,19 +8,29 @@ use std::{
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
 };
 
-/// A tracing file system of our own: nobody sees it, and it goes when this is dropped.
+/// A tracing file system. One of our own is seen by nobody and goes when this is dropped.
 #[derive(Debug)]
 pub struct Tracefs {
     root: OwnedFd,
 }
 
+/// Where hosts mount it.
+const MOUNTED: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
 const FSOPEN_CLOEXEC: libc::c_uint = 1;
 const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
 const FSMOUNT_CLOEXEC: libc::c_uint = 1;
 
 impl Tracefs {
-    /// Makes one. Needs `CAP_SYS_ADMIN` and a kernel with tracefs.
+    /// Makes one, which takes `CAP_SYS_ADMIN`, or takes the host's. The error is that of the first.
     pub fn open() -> io::Result<Self> {
+        Self::detached().or_else(|error| {
+            let mounted = MOUNTED.iter().find_map(|place| File::open(place).ok());
+            let mounted = mounted.map(|root| Self { root: root.into() });
+            mounted.filter(|tracefs| tracefs.tracepoint("sched", "sched_process_exit").is_ok()).ok_or(error)
+        })
+    }
+
+    fn detached() -> io::Result<Self> {
         // SAFETY: a constant string; the result is checked.
         let context = check(unsafe { libc::syscall(libc::SYS_fsopen, c"tracefs".as_ptr(), FSOPEN_CLOEXEC) })?;
         // SAFETY: a descriptor that was just opened and belongs to nobody else.

@@ -154,19 +154,19 @@ fn operation(subject: &Subject, operation: u16, read: fn(&Operation) -> u64) -> 
 #[derive(Clone, Copy)]
 pub(super) enum Field {
     /// A number of the group itself.
-    Plain(&'static Group, fn(&Subject) -> Number),
+    Plain(&'static Group, Named<Subject>),
     /// A number of one of its distributions.
-    Latency(&'static Group, fn(&BlockIo) -> &Histogram, fn(&Histogram) -> Number),
+    Latency(&'static Group, Latency, fn(&Histogram) -> Number),
 }
 
 impl Group {
     /// All its numbers with their full names.
     pub(super) fn fields(&'static self) -> impl Iterator<Item = (String, Field)> {
         let plain =
-            self.numbers.iter().map(move |&(name, read)| (format!("{}.{name}", self.name), Field::Plain(self, read)));
-        let latencies = self.latencies.iter().flat_map(move |&(latency, histogram)| {
+            self.numbers.iter().map(move |&number| (format!("{}.{}", self.name, number.0), Field::Plain(self, number)));
+        let latencies = self.latencies.iter().flat_map(move |&latency| {
             LATENCY.iter().map(move |&(name, read)| {
-                (format!("{}.{latency}.{name}", self.name), Field::Latency(self, histogram, read))
+                (format!("{}.{}.{name}", self.name, latency.0), Field::Latency(self, latency, read))
             })
         });
         plain.chain(latencies)
@@ -176,13 +176,13 @@ impl Group {
 impl Field {
     /// Its value.
     pub(super) fn read(&self, subject: &Subject, context: &Context) -> Number {
-        let (Self::Plain(group, _) | Self::Latency(group, ..)) = self;
-        if !context.counts(group.source) {
+        let (Self::Plain(group, (name, _)) | Self::Latency(group, (name, _), _)) = self;
+        if !context.tells(group.source, name) {
             return Number::Missing;
         }
         match self {
-            Self::Plain(_, read) => context.known(read(subject)),
-            Self::Latency(_, histogram, read) => {
+            Self::Plain(_, (_, read)) => context.known(read(subject)),
+            Self::Latency(_, (_, histogram), read) => {
                 let empty = Histogram::default();
                 read(subject.totals.block_io.as_deref().map_or(&empty, histogram))
             }
@@ -242,7 +242,7 @@ struct GroupView<'a> {
 }
 
 struct LatencyView<'a> {
-    histogram: fn(&BlockIo) -> &Histogram,
+    latency: Latency,
     group: &'a GroupView<'a>,
 }
 
@@ -257,11 +257,11 @@ impl Serialize for GroupView<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { group, subject, context } = self;
         let mut map = serializer.serialize_map(Some(group.numbers.len() + group.latencies.len()))?;
-        for &(name, read) in group.numbers {
-            map.serialize_entry(name, &Field::Plain(group, read).read(subject, context))?;
+        for &number in group.numbers {
+            map.serialize_entry(number.0, &Field::Plain(group, number).read(subject, context))?;
         }
-        for &(name, histogram) in group.latencies {
-            map.serialize_entry(name, &LatencyView { histogram, group: self })?;
+        for &latency in group.latencies {
+            map.serialize_entry(latency.0, &LatencyView { latency, group: self })?;
         }
         map.end()
     }
@@ -273,7 +273,7 @@ impl Serialize for LatencyView<'_> {
         serializer.collect_map(
             LATENCY
                 .iter()
-                .map(|&(name, read)| (name, Field::Latency(group, self.histogram, read).read(subject, context))),
+                .map(|&(name, read)| (name, Field::Latency(group, self.latency, read).read(subject, context))),
         )
     }
 }

@@ -126,6 +126,8 @@ fn coverage() -> Coverage {
         state: State::Live,
         rung: Some(rung),
         missing: Vec::new(),
+        cannot_tell: &[],
+        caveats: &[],
         refused: Vec::new(),
         seen_total: 17,
         lost_total: 0,

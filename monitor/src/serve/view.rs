@@ -18,6 +18,7 @@ use std::{sync::Arc, time::Duration};
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Context {
     live: [bool; Source::ALL.len()],
+    cannot_tell: [&'static [&'static str]; Source::ALL.len()],
     has_rates: bool,
     hierarchy: &'static str,
 }
@@ -25,16 +26,17 @@ pub(super) struct Context {
 impl Context {
     /// Of a snapshot.
     pub(super) fn of(snapshot: &Snapshot) -> Self {
-        let mut live = [false; Source::ALL.len()];
-        for source in Source::ALL {
-            live[source as usize] = snapshot.coverage.is_live(source);
+        let (mut live, mut cannot_tell) = ([false; Source::ALL.len()], [&[][..]; Source::ALL.len()]);
+        for coverage in &snapshot.coverage.0 {
+            live[coverage.source as usize] = coverage.state == State::Live;
+            cannot_tell[coverage.source as usize] = coverage.cannot_tell;
         }
-        Self { live, has_rates: !snapshot.tick.is_zero(), hierarchy: snapshot.hierarchy }
+        Self { live, cannot_tell, has_rates: !snapshot.tick.is_zero(), hierarchy: snapshot.hierarchy }
     }
 
-    /// Whether a source counts.
-    pub(super) const fn counts(&self, source: Source) -> bool {
-        self.live[source as usize]
+    /// Whether a source counts, and counts this number of its.
+    pub(super) fn tells(&self, source: Source, number: &str) -> bool {
+        self.live[source as usize] && !self.cannot_tell[source as usize].iter().any(|begin| number.starts_with(begin))
     }
 
     /// The number, unless it is a rate and there was nothing to compare with yet.
@@ -362,6 +364,8 @@ struct SourceView<'a> {
     rung: Option<&'static str>,
     refused: &'a [Refusal],
     missing: &'a [MissingProgram],
+    cannot_tell: &'static [&'static str],
+    caveats: &'static [&'static str],
     seen_total: u64,
     lost_total: u64,
     lost: Loss,
@@ -375,6 +379,8 @@ impl Serialize for CoverageView<'_> {
                 rung: s.rung,
                 refused: &s.refused,
                 missing: &s.missing,
+                cannot_tell: s.cannot_tell,
+                caveats: s.caveats,
                 seen_total: s.seen_total,
                 lost_total: s.lost_total,
                 lost: s.lost,

@@ -41,7 +41,8 @@ const LIMIT_PERCENT: f64 = 1.0;
 const GOAL_PERCENT: f64 = 0.3;
 const CONFIDENCE: f64 = 0.95;
 
-/// Attaching is over by then, so that a run pays for the agent's work and not for its start.
+/// Before every run, with the agent or without: attaching is over by then, so that a run pays for the agent's work and not
+/// for its start, and the other half of the pair starts from the same idle machine.
 const SETTLING_TIME: Duration = Duration::from_millis(700);
 
 const WORKLOADS: [(&str, Prepare); 4] = [
@@ -79,11 +80,11 @@ fn measure(name: &str, prepare: Prepare, rounds: u32, agent: &Path) -> Result<Pa
     let mut pairs = Pairs::default();
     for round in 0..rounds {
         let (without, with) = if round % 2 == 0 {
-            let without = workload.run()?;
+            let without = run_settled(&mut workload)?;
             (without, run_with_agent(&mut workload, agent, scratch.path())?)
         } else {
             let with = run_with_agent(&mut workload, agent, scratch.path())?;
-            (workload.run()?, with)
+            (run_settled(&mut workload)?, with)
         };
         pairs.without.push(without.as_secs_f64());
         pairs.with.push(with.as_secs_f64());
@@ -94,10 +95,14 @@ fn measure(name: &str, prepare: Prepare, rounds: u32, agent: &Path) -> Result<Pa
 
 fn run_with_agent(workload: &mut Workload, agent: &Path, scratch: &Path) -> Result<Duration> {
     let agent = Agent::start(agent, scratch)?;
-    std::thread::sleep(SETTLING_TIME);
-    let duration = workload.run()?;
+    let duration = run_settled(workload)?;
     agent.stop()?;
     Ok(duration)
+}
+
+fn run_settled(workload: &mut Workload) -> Result<Duration> {
+    std::thread::sleep(SETTLING_TIME);
+    workload.run()
 }
 
 /// What became of one workload.

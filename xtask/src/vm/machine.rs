@@ -1,0 +1,323 @@
+//! One virtual machine: QEMU with a kernel, an archive and disks; what its console said; and the verdict on that.
+
+use super::{guest::Step, kernels};
+use crate::process;
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+/// What is the same for all machines.
+#[derive(Debug)]
+pub(crate) struct Emulator {
+    program: PathBuf,
+    mke2fs: PathBuf,
+    accelerator: String,
+    processors: u32,
+    limit: Duration,
+}
+
+/// The Debian package of the emulator.
+const PACKAGE: &str = "qemu-system-x86";
+const MEMORY_MIB: &str = "1024";
+/// Bytes of the disk with a file system, and of the slow ones.
+const DISK_BYTES: u64 = 512 << 20;
+const SLOW_DISK_BYTES: u64 = 64 << 20;
+/// How long the slow disk takes for each request, and how many a second the throttled one serves.
+const SLOW_NS: u64 = 20_000_000;
+const THROTTLED_IOPS: u32 = 10;
+/// Exit status of the emulator when the first process reported success, and when it reported failure.
+const SUCCEEDED: i32 = 1;
+const FAILED: i32 = 3;
+/// What a kernel says when it is not well, whatever the tests say.
+const ALARMS: [&str; 8] = [
+    "BUG:",
+    "Oops",
+    "Kernel panic",
+    "soft lockup",
+    "hard LOCKUP",
+    "rcu_sched self-detected stall",
+    "rcu_preempt self-detected stall",
+    "WARNING: CPU",
+];
+
+/// A machine to start.
+pub(crate) struct Boot<'a> {
+    pub(crate) vmlinuz: &'a Path,
+    pub(crate) archive: &'a [u8],
+    /// Words for the kernel's command line.
+    pub(crate) words: &'a str,
+    pub(crate) plan: &'a [Step],
+    /// Where its disks and its log go.
+    pub(crate) directory: &'a Path,
+    pub(crate) log: &'a Path,
+}
+
+/// How a machine ended.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    /// The kernel's release as the guest reported it.
+    pub(crate) release: Option<String>,
+    /// What the steps printed for xtask, in JSON.
+    pub(crate) told: Vec<Value>,
+    /// Tests that passed, over all steps.
+    pub(crate) passed: usize,
+    pub(crate) seconds: f64,
+    /// Why it is not a success; empty where it is one.
+    pub(crate) failures: Vec<String>,
+}
+
+impl Emulator {
+    /// Finds it.
+    pub(crate) fn find(processors: u32, limit: Duration) -> Result<Self> {
+        let accelerator = std::env::var("VM_ACCEL").ok();
+        Ok(Self {
+            program: kernels::require("qemu-system-x86_64", PACKAGE)?,
+            mke2fs: kernels::require("mke2fs", "e2fsprogs")?,
+            accelerator: accelerator.unwrap_or_else(|| default_accelerator().to_owned()),
+            processors,
+            limit,
+        })
+    }
+
+    /// What it computes with.
+    pub(crate) fn accelerator(&self) -> &str {
+        &self.accelerator
+    }
+
+    fn command(&self, boot: &Boot<'_>) -> Result<Command> {
+        let path = |name: &str| boot.directory.join(name);
+        fs::create_dir_all(boot.directory).with_context(|| format!("cannot make {}", boot.directory.display()))?;
+        fs::write(path("initrd"), boot.archive).context("cannot write the archive")?;
+        for (name, bytes) in [("plain", DISK_BYTES), ("throttled", SLOW_DISK_BYTES)] {
+            let disk = File::create(path(name)).and_then(|file| file.set_len(bytes));
+            disk.with_context(|| format!("cannot make a disk in {}", boot.directory.display()))?;
+        }
+        process::run_unseen(
+            Command::new(&self.mke2fs).args(["-q", "-F", "-t", "ext4", "-O", "^metadata_csum"]).arg(path("plain")),
+        )?;
+        let mut command = Command::new(&self.program);
+        command.args(["-accel", &self.accelerator, "-machine", "q35", "-cpu", "max", "-m", MEMORY_MIB]);
+        command.args([
+            "-smp",
+            &self.processors.to_string(),
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]);
+        command.arg("-kernel").arg(boot.vmlinuz).arg("-initrd").arg(path("initrd"));
+        let words = format!("console=ttyS0 panic=-1 quiet loglevel=4 vmtest=1 {}", boot.words);
+        command.args(["-append", words.trim_end()]);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-device", "virtio-rng-pci"]);
+        let file = |name: &str| path(name).display().to_string();
+        let mut disk = |serial: &str, blockdev: String| {
+            command.args(["-blockdev", &blockdev]);
+            command.args(["-device", &format!("virtio-blk-pci,drive={serial},serial={serial}")]);
+        };
+        disk(
+            "plain",
+            format!("driver=raw,node-name=plain,discard=unmap,file.driver=file,file.filename={}", file("plain")),
+        );
+        disk(
+            "slow",
+            format!("driver=null-co,node-name=slow,size={SLOW_DISK_BYTES},latency-ns={SLOW_NS},read-zeroes=on"),
+        );
+        disk(
+            "throttled",
+            format!(
+                "driver=throttle,node-name=throttled,throttle-group=group,file.driver=file,file.filename={}",
+                file("throttled")
+            ),
+        );
+        command.args(["-object", &format!("throttle-group,id=group,x-iops-total={THROTTLED_IOPS}")]);
+        Ok(command)
+    }
+
+    /// Starts a machine whose console is this terminal, and waits for its end.
+    pub(crate) fn interact(&self, boot: &Boot<'_>) -> Result<()> {
+        let mut command = self.command(boot)?;
+        // Its exit status says nothing of use here.
+        command.args(["-serial", "mon:stdio"]).status().context("cannot start the emulator")?;
+        Ok(())
+    }
+
+    /// Runs a machine to its end, or to the limit.
+    pub(crate) fn run(&self, boot: &Boot<'_>) -> Result<Report> {
+        let mut command = self.command(boot)?;
+        let start = Instant::now();
+        let child =
+            command.args(["-serial", "stdio"]).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().context("cannot start the emulator")?;
+        let (console, errors) = (child.stdout.take().context("no console")?, child.stderr.take().context("no errors")?);
+        let mut log = File::create(boot.log).with_context(|| format!("cannot make {}", boot.log.display()))?;
+        let (send, lines) = mpsc::channel();
+        for reader in [Box::new(console) as Box<dyn std::io::Read + Send>, Box::new(errors)] {
+            let send = send.clone();
+            thread::spawn(move || {
+                for line in BufReader::new(reader).split(b'\n').map_while(Result::ok) {
+                    // Nobody listens any more where the machine was ended.
+                    let _ = send.send(String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned());
+                }
+            });
+        }
+        drop(send);
+        let mut console = Console::default();
+        let timed_out = loop {
+            let Some(left) = self.limit.checked_sub(start.elapsed()) else { break true };
+            match lines.recv_timeout(left) {
+                Ok(line) => {
+                    writeln!(log, "{line}").context("cannot write the log")?;
+                    console.line(&line);
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => break true,
+                Err(mpsc::RecvTimeoutError::Disconnected) => break false,
+            }
+        };
+        if timed_out {
+            // It may end at this very moment.
+            let _ = child.kill();
+        }
+        let status = child.wait().context("wait for the emulator")?.code();
+        let mut report = console.report(boot.plan, status);
+        if timed_out {
+            report.failures.insert(0, format!("it hung, or took longer than {} s", self.limit.as_secs()));
+        }
+        report.seconds = start.elapsed().as_secs_f64();
+        Ok(report)
+    }
+}
+
+/// Hardware virtualisation only where the processor itself has it: some hosts offer /dev/kvm and cannot run such kernels.
+fn default_accelerator() -> &'static str {
+    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |name: &str| flags.split_whitespace().any(|flag| flag == name);
+    let usable = File::options().read(true).write(true).open("/dev/kvm").is_ok();
+    if usable && (has("vmx") || has("svm")) { "kvm" } else { "tcg,thread=multi" }
+}
+
+/// What is kept of a console.
+#[derive(Default)]
+struct Console {
+    release: Option<String>,
+    told: Vec<Value>,
+    /// Steps that ended, and whether well.
+    steps: Vec<(String, bool, String)>,
+    passed: usize,
+    failed: Vec<String>,
+    alarms: Vec<String>,
+    errors: Vec<String>,
+}
+
+impl Console {
+    fn line(&mut self, line: &str) {
+        if let Some(text) = line.strip_prefix("@vm ") {
+            match serde_json::from_str::<Value>(text) {
+                Ok(value) => self.message(value),
+                Err(_) => self.errors.push(format!("a garbled line: {line}")),
+            }
+        } else if let Some(outcome) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
+            match outcome {
+                (_, "ok") => self.passed += 1,
+                (name, "FAILED") => self.failed.push(name.to_owned()),
+                _ => {}
+            }
+        } else if ALARMS.iter().any(|alarm| line.contains(alarm)) {
+            self.alarms.push(line.to_owned());
+        }
+    }
+
+    fn message(&mut self, value: Value) {
+        if let Some(release) = value["release"].as_str() {
+            self.release = Some(release.to_owned());
+        } else if let (Some(step), Some(passed)) = (value["step"].as_str(), value["passed"].as_bool()) {
+            self.steps.push((step.to_owned(), passed, value["status"].as_str().unwrap_or_default().to_owned()));
+        } else if let Some(error) = value["error"].as_str() {
+            self.errors.push(error.to_owned());
+        } else {
+            self.told.push(value);
+        }
+    }
+
+    /// Success takes everything: the exit status, every step's own word, and a kernel without complaints.
+    fn report(self, plan: &[Step], status: Option<i32>) -> Report {
+        let mut failures = self.errors;
+        failures.extend(self.alarms.iter().map(|alarm| format!("the kernel said: {alarm}")));
+        failures.extend(self.failed.iter().map(|name| format!("test {name} failed")));
+        for step in plan {
+            match self.steps.iter().find(|(name, ..)| name == step.name) {
+                Some((_, true, _)) => {}
+                Some((name, false, status)) => failures.push(format!("{name} ended with {status}")),
+                None => failures.push(format!("{} did not end", step.name)),
+            }
+        }
+        match status {
+            Some(SUCCEEDED) => {}
+            Some(FAILED) if !failures.is_empty() => {}
+            Some(FAILED) => failures.push("it reported failure".to_owned()),
+            Some(0) => failures.push("it switched itself off without a verdict: a panic, perhaps".to_owned()),
+            Some(status) => failures.push(format!("the emulator ended with status {status}")),
+            None => failures.push("the emulator was ended by a signal".to_owned()),
+        }
+        if self.release.is_none() {
+            failures.push("it did not say which kernel it is".to_owned());
+        }
+        Report { release: self.release, told: self.told, passed: self.passed, seconds: 0.0, failures }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(lines: &[&str], status: i32) -> Report {
+        let mut console = Console::default();
+        lines.iter().for_each(|line| console.line(line));
+        console.report(&[Step { name: "it", command: Vec::new() }], Some(status))
+    }
+
+    const GOOD: [&str; 4] = [
+        r#"@vm {"release":"6.1.0"}"#,
+        "test page_fault::some ... ok",
+        r#"@vm {"doctor":{}}"#,
+        r#"@vm {"step":"it","passed":true,"status":"exit status: 0"}"#,
+    ];
+
+    #[test]
+    fn success_takes_the_exit_status_and_every_steps_word() {
+        let good = report(&GOOD, SUCCEEDED);
+        assert!(good.failures.is_empty(), "{:?}", good.failures);
+        assert_eq!((good.release.as_deref(), good.passed, good.told.len()), (Some("6.1.0"), 1, 1));
+        assert!(!report(&GOOD[..3], SUCCEEDED).failures.is_empty(), "a step without a word");
+        assert!(!report(&GOOD[1..], SUCCEEDED).failures.is_empty(), "no release");
+    }
+
+    #[test]
+    fn no_verdict_is_a_failure() {
+        for status in [0, FAILED, 124] {
+            assert!(!report(&GOOD, status).failures.is_empty(), "{status}");
+        }
+    }
+
+    #[test]
+    fn a_complaint_of_the_kernel_is_a_failure_though_all_tests_passed() {
+        let lines = [GOOD[0], GOOD[3], "[   12.3] watchdog: BUG: soft lockup - CPU#1 stuck"];
+        assert!(report(&lines, SUCCEEDED).failures[0].contains("soft lockup"));
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let lines =
+            [GOOD[0], "test block_io::x ... FAILED", r#"@vm {"step":"it","passed":false,"status":"exit status: 101"}"#];
+        let failures = report(&lines, FAILED).failures;
+        assert_eq!(failures, ["test block_io::x failed", "it ended with exit status: 101"]);
+    }
+}
