@@ -132,6 +132,18 @@ pub struct Request {
 
 const _: () = assert!(size_of::<Request>() == 64);
 
+/// Who submitted something, and when.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Submission {
+    /// Who submitted.
+    pub owner: Owner,
+    /// When, monotonic nanoseconds.
+    pub submitted_ns: u64,
+}
+
+const _: () = assert!(size_of::<Submission>() == 32);
+
 /// Kind of the only ring record of this source.
 pub const SLOW_OR_FAILED: u32 = 1;
 

@@ -18,6 +18,8 @@ pub const BLOCK_IO_BUCKETS: u32 = 16384;
 /// Requests seen in flight since room was last made: drivers allocate theirs once and reuse them, some hundreds a queue.
 /// When they are more, as with many NVMe queues, user space deletes those that are not in flight.
 pub const BLOCK_IO_REQUESTS: u32 = 4096;
+/// Requests held back for a flush at a time, on kernels before 6.5; more than that overwrite the oldest.
+pub const BLOCK_IO_DURABLE: u32 = 1024;
 
 /// Bytes of the ring for mmap, munmap, mremap and brk moments: some 680 records.
 pub const ADDRESS_SPACE_RING_BYTES: u32 = 64 << 10;
@@ -61,6 +63,7 @@ pub const fn map_bytes(cpus: u32) -> u64 {
         + hash_bytes(BLOCK_IO_KEYS, size_of::<block_io::Key>(), size_of::<block_io::Totals>())
         + hash_bytes(BLOCK_IO_BUCKETS, size_of::<block_io::Bucket>(), size_of::<u64>())
         + hash_bytes(BLOCK_IO_REQUESTS, size_of::<u64>(), size_of::<block_io::Request>())
+        + hash_bytes(BLOCK_IO_DURABLE, size_of::<u64>(), size_of::<block_io::Submission>())
         + ring_bytes(ADDRESS_SPACE_RING_BYTES)
         + ring_bytes(BLOCK_IO_RING_BYTES)
         + ring_bytes(LIFECYCLE_RING_BYTES)

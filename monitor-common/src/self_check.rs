@@ -21,10 +21,12 @@ pub struct Report {
     pub arg_start: u64,
     /// End of the arguments, by offset.
     pub arg_end: u64,
+    /// Number of the system call that it is in, by the registers it came with.
+    pub system_call: u64,
     /// Name, by offset.
     pub command: Command,
     /// 1 when the program ran to its end.
     pub complete: u64,
 }
 
-const _: () = assert!(size_of::<Report>() == 88);
+const _: () = assert!(size_of::<Report>() == 96);

@@ -14,7 +14,7 @@
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::BPF_NOEXIST,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_task_pt_regs},
+    helpers::bpf_get_current_pid_tgid,
     macros::{btf_tracepoint, fentry, fexit, map, tracepoint},
     maps::{HashMap, RingBuf},
     programs::{BtfTracePointContext, FEntryContext, FExitContext, TracePointContext},
@@ -27,7 +27,7 @@ use monitor_common::{
 };
 use monitor_ebpf::{
     counter,
-    fields::{self, Kernel},
+    fields::{self, Kernel, registers},
     lose, owner, ring,
 };
 
@@ -61,31 +61,37 @@ const TS_COMPAT: u32 = 2;
 /// `long __x64_sys_mmap(const struct pt_regs *regs)`
 #[fexit(function = "__x64_sys_mmap")]
 pub fn address_space_mmap(ctx: FExitContext) -> i32 {
-    finished(&ctx, number::MMAP, Kernel(ctx.arg(0)), ctx.arg(1))
+    returned(&ctx, number::MMAP)
 }
 
 /// `long __x64_sys_munmap(const struct pt_regs *regs)`
 #[fexit(function = "__x64_sys_munmap")]
 pub fn address_space_munmap(ctx: FExitContext) -> i32 {
-    finished(&ctx, number::MUNMAP, Kernel(ctx.arg(0)), ctx.arg(1))
+    returned(&ctx, number::MUNMAP)
 }
 
 /// `long __x64_sys_mremap(const struct pt_regs *regs)`
 #[fexit(function = "__x64_sys_mremap")]
 pub fn address_space_mremap(ctx: FExitContext) -> i32 {
-    finished(&ctx, number::MREMAP, Kernel(ctx.arg(0)), ctx.arg(1))
+    returned(&ctx, number::MREMAP)
 }
 
 /// `long __x64_sys_brk(const struct pt_regs *regs)`
 #[fexit(function = "__x64_sys_brk")]
 pub fn address_space_brk(ctx: FExitContext) -> i32 {
-    finished(&ctx, number::BRK, Kernel(ctx.arg(0)), ctx.arg(1))
+    returned(&ctx, number::BRK)
 }
 
 /// `long __x64_sys_brk(const struct pt_regs *regs)`
 #[fentry(function = "__x64_sys_brk")]
 pub fn address_space_brk_begin(_: FEntryContext) -> i32 {
     brk_begins()
+}
+
+/// The registers are not taken from the argument: on some kernels the verifier does not know its type.
+#[inline(always)]
+fn returned(ctx: &FExitContext, number: u64) -> i32 {
+    finished(ctx, number, Kernel::entry_registers(), ctx.arg(1))
 }
 
 /// syscalls:sys_exit_mmap
@@ -150,21 +156,8 @@ fn compatible() -> bool {
 fn traced(ctx: &TracePointContext, number: u64) -> u32 {
     // SAFETY: within the context, and a plain load: the verifier knows these 8 bytes.
     let result = unsafe { ctx.as_ptr().cast::<i64>().add(2).read_volatile() };
-    finished(ctx, number, entry_registers(), result);
+    finished(ctx, number, Kernel::entry_registers(), result);
     0
-}
-
-/// The registers that the running task entered the kernel with.
-#[inline(always)]
-fn entry_registers() -> Kernel {
-    let task = Kernel::current_task();
-    if fields::TASK_STACK.load() != fields::ABSENT {
-        // SAFETY: the running task is one, and its stack is as deep as the kernel makes them all.
-        Kernel(unsafe { task.read::<u64>(&fields::TASK_STACK) } + u64::from(fields::STACK_REGISTERS.load()))
-    } else {
-        // SAFETY: the running task is one.
-        Kernel(unsafe { bpf_task_pt_regs(task.0 as *mut _) } as u64)
-    }
 }
 
 fn brk_begins() -> i32 {
@@ -351,14 +344,4 @@ fn send(owner: &Owner, kind: u32, address: u64, bytes: i64, errno: u32) {
         // SAFETY: the ring's reserved bytes.
         unsafe { record.write(call) };
     });
-}
-
-/// Offsets in `struct pt_regs`, which is ABI on x86-64 (arch/x86/include/uapi/asm/ptrace.h).
-mod registers {
-    use aya_ebpf::Global;
-    pub(super) static R10: Global<u32> = Global::new(56);
-    pub(super) static DX: Global<u32> = Global::new(96);
-    pub(super) static SI: Global<u32> = Global::new(104);
-    pub(super) static DI: Global<u32> = Global::new(112);
-    pub(super) static ORIG_AX: Global<u32> = Global::new(120);
 }

@@ -18,13 +18,13 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::{btf_tracepoint, map},
-    maps::{HashMap, RingBuf},
+    maps::{HashMap, LruHashMap, RingBuf},
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
 use monitor_common::{
     Owner,
-    block_io::{Bucket, Completion, Key, Request, SLOW_OR_FAILED, Totals, latency, operation},
+    block_io::{Bucket, Completion, Key, Request, SLOW_OR_FAILED, Submission, Totals, latency, operation},
     histogram, limits,
 };
 use monitor_ebpf::{
@@ -36,6 +36,10 @@ use monitor_ebpf::{
 /// Requests in flight, by address, and the entries of those that were.
 #[map]
 static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(limits::BLOCK_IO_REQUESTS, 0);
+/// Submitters of what is to be durable, by bio, where no program sees the request in its submitter's context: the kernel
+/// holds such requests back until the device is flushed, and issues them from elsewhere, or never where they have no data.
+#[map]
+static DURABLE: LruHashMap<u64, Submission> = LruHashMap::with_max_entries(limits::BLOCK_IO_DURABLE, 0);
 /// Completed requests.
 #[map]
 static TOTALS: HashMap<Key, Totals> = HashMap::with_max_entries(limits::BLOCK_IO_KEYS, 0);
@@ -51,6 +55,13 @@ static SLOW_NS: Global<u64> = Global::new(50_000_000);
 /// Some time after all programs were attached, monotonic nanoseconds: what was submitted before is nobody's loss.
 #[unsafe(no_mangle)]
 static LOADED_NS: Global<u64> = Global::new(0);
+
+/// 1 where `block_bio_queue` has the bio for its second argument (before Linux 5.11).
+#[unsafe(no_mangle)]
+static BIO_IS_SECOND: Global<u8> = Global::new(0);
+/// The flags of bios and requests that ask for a flush of the device before them, or for their data to be durable.
+#[unsafe(no_mangle)]
+static DURABLE_FLAGS: Global<u32> = Global::new(0);
 
 /// `request.cmd_flags`: the operation's bits, and their values (include/linux/blk_types.h).
 mod flag {
@@ -78,6 +89,11 @@ pub fn block_io_issue(ctx: BtfTracePointContext) -> i32 {
     issue(Kernel(ctx.arg(0)))
 }
 
+tracepoint! {
+    /// `TP_PROTO(struct bio *bio)`, before Linux 5.11 `(struct request_queue *q, struct bio *bio)`: a bio is submitted.
+    block_io_bio, block_io_bio_raw, "block_bio_queue",
+    |ctx| bio(Kernel(if BIO_IS_SECOND.load() != 0 { fields::apart(ctx.arg(1)) } else { fields::apart(ctx.arg(0)) }))
+}
 tracepoint! {
     /// `TP_PROTO(struct request *rq)`: where there is no `block_io_start`, most requests are first seen here.
     block_io_insert, block_io_insert_raw, "block_rq_insert", |ctx| first_seen(&ctx, Kernel(ctx.arg(0)))
@@ -114,12 +130,18 @@ fn in_flight(request: Kernel) -> Option<*mut Request> {
 
 #[inline(always)]
 fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
+    // Not the request's own stamp: some kernels renew that only after this tracepoint.
+    // SAFETY: the tracepoint's argument is a request.
+    submit_for(ctx, request, Submission { owner: unsafe { submitter(request) }, submitted_ns: now() })
+}
+
+#[inline(always)]
+fn submit_for(ctx: &impl EbpfContext, request: Kernel, submission: Submission) -> i32 {
     // SAFETY: the tracepoint's argument is a request.
     let entry = unsafe {
         Request {
-            owner: submitter(request),
-            // Not the request's own stamp: some kernels renew that only after this tracepoint.
-            submitted_ns: now(),
+            owner: submission.owner,
+            submitted_ns: submission.submitted_ns,
             issued_ns: 0,
             bytes: 0,
             status: 0,
@@ -145,7 +167,50 @@ fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
 
 #[inline(always)]
 fn first_seen(ctx: &impl EbpfContext, request: Kernel) -> i32 {
-    if in_flight(request).is_none() { submit(ctx, request) } else { 0 }
+    // The block layer's own flush is made for requests that are counted themselves.
+    if in_flight(request).is_some() || is_flush(request) {
+        return 0;
+    }
+    match held_back(request) {
+        Some(submission) => submit_for(ctx, request, submission),
+        None => submit(ctx, request),
+    }
+}
+
+/// Whether a request is the block layer's own flush of a device.
+#[inline(always)]
+fn is_flush(request: Kernel) -> bool {
+    // SAFETY: the tracepoint's argument is a request.
+    unsafe { request.read::<u32>(&fields::REQUEST_CMD_FLAGS) & flag::OPERATION == flag::FLUSH }
+}
+
+/// Remembers who submits a bio that may be held back.
+#[inline(always)]
+fn bio(bio: Kernel) -> i32 {
+    // SAFETY: the tracepoint's argument is a bio.
+    if unsafe { bio.read::<u32>(&fields::BIO_OPF) } & DURABLE_FLAGS.load() != 0 {
+        let submission = Submission { owner: unsafe { charged(bio) }, submitted_ns: now() };
+        if DURABLE.insert(bio.0, submission, 0).is_err() {
+            lose(|health| &mut health.map_full);
+        }
+    }
+    0
+}
+
+/// Who submitted a request that was held back, and when.
+#[inline(always)]
+fn held_back(request: Kernel) -> Option<Submission> {
+    // SAFETY: the tracepoint's argument is a request; a value of the map.
+    unsafe {
+        // Not the request's own flags: those are cleared when it is held back.
+        let bio = request.follow(&fields::REQUEST_BIO);
+        if bio.read::<u32>(&fields::BIO_OPF) & DURABLE_FLAGS.load() == 0 {
+            return None;
+        }
+        let submission = DURABLE.get(bio.0).copied();
+        let _ = DURABLE.remove(bio.0);
+        submission
+    }
 }
 
 #[inline(always)]
@@ -172,7 +237,10 @@ fn merged(request: Kernel) -> i32 {
 #[inline(always)]
 fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) -> i32 {
     let Some(entry) = in_flight(request) else {
-        unknown(request, status, bytes);
+        match held_back(request) {
+            Some(submission) => flushed(ctx, request, status, submission),
+            None => unknown(ctx, request, status, bytes),
+        }
         return 0;
     };
     // SAFETY: a value of the map, of a request that one CPU completes; the tracepoint's argument is a request.
@@ -205,11 +273,44 @@ fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) ->
     0
 }
 
+/// A request without data that was held back until the device was flushed, and is done with that.
+#[inline(always)]
+fn flushed(ctx: &impl EbpfContext, request: Kernel, status: u32, submission: Submission) {
+    let waited_ns = now().saturating_sub(submission.submitted_ns);
+    let entry = Request {
+        owner: submission.owner,
+        submitted_ns: submission.submitted_ns,
+        status,
+        operation: operation::FLUSH,
+        ..EMPTY
+    };
+    // SAFETY: the tracepoint's argument is a request.
+    let device = unsafe { device(request) };
+    account(ctx, &entry, device, 0, waited_ns);
+    if waited_ns >= SLOW_NS.load() || status != 0 {
+        send(&entry, device, 0, 0, waited_ns);
+    }
+}
+
+const EMPTY: Request = Request {
+    owner: Owner::UNATTRIBUTED,
+    submitted_ns: 0,
+    issued_ns: 0,
+    bytes: 0,
+    status: 0,
+    operation: 0,
+    reserved: 0,
+    length: 0,
+    reserved2: 0,
+};
+
 /// A request that is used again although its completion was never seen: some kernels run no program while certain tasks
 /// are interrupted. It did complete, so it is counted; how long it took, and whether it failed, is lost.
 #[inline(always)]
 fn settle(ctx: &impl EbpfContext, entry: &Request, device: u32) {
-    lose(|health| &mut health.unmatched);
+    if lose(|health| &mut health.unmatched) {
+        warn!(ctx, "block_io: a request is used again whose completion was not seen, operation {}", entry.operation);
+    }
     let key = Key { owner: entry.owner, device, operation: entry.operation, reserved: 0 };
     if let Some(totals) = totals(ctx, &key) {
         // SAFETY: a value of the map.
@@ -220,14 +321,14 @@ fn settle(ctx: &impl EbpfContext, entry: &Request, device: u32) {
     }
 }
 
-/// A completion without a submission: the block layer's own flush, a request from before this program, or one that found
-/// no room in the map. The last is still counted for the host.
-#[inline(never)]
-fn unknown(request: Kernel, status: u32, bytes: u32) {
+/// A completion without a submission: the block layer's own flush, the end of a request whose data was done before the
+/// flush that it asked for, a request from before this program, or one that found no room in the map. The last is still
+/// counted for the host.
+#[inline(always)]
+fn unknown(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) {
     // SAFETY: the tracepoint's argument is a request; a value of the map.
     unsafe {
-        let flush = request.read::<u32>(&fields::REQUEST_CMD_FLAGS) & flag::OPERATION == flag::FLUSH;
-        if flush || request.read::<u64>(&fields::REQUEST_START_TIME_NS) <= LOADED_NS.load() {
+        if is_flush(request) || bytes == 0 || request.read::<u64>(&fields::REQUEST_START_TIME_NS) <= LOADED_NS.load() {
             return;
         }
         let Some(totals) = TOTALS.get_ptr_mut(nobody(operation(request))) else { return };
@@ -235,7 +336,10 @@ fn unknown(request: Kernel, status: u32, bytes: u32) {
             counter::add(&raw mut (*totals).bytes, u64::from(bytes));
         }
         if bytes >= request.read::<u32>(&fields::REQUEST_DATA_LEN) {
-            lose(|health| &mut health.unmatched);
+            if lose(|health| &mut health.unmatched) {
+                let flags = request.read::<u32>(&fields::REQUEST_CMD_FLAGS);
+                warn!(ctx, "block_io: a completion without a submission, flags {:x}", flags);
+            }
             counter::add(&raw mut (*totals).count, 1);
             counter::add(&raw mut (*totals).errors, u64::from(status != 0));
         }
@@ -327,16 +431,23 @@ fn send(entry: &Request, device: u32, sector: u64, queue_ns: u64, device_ns: u64
     });
 }
 
-/// Who submits: the running task. What a kernel thread writes back is charged to the cgroup that dirtied the pages,
-/// where the kernel keeps track of that (cgroup v2).
+/// Who submits a request: the running task.
 #[inline(always)]
 unsafe fn submitter(request: Kernel) -> Owner {
-    // SAFETY: the running task, the caller's request, and what their fields point to.
+    // SAFETY: the caller's request.
+    unsafe { charged(request.follow(&fields::REQUEST_BIO)) }
+}
+
+/// The running task, which submits a bio. What a kernel thread writes back is charged to the cgroup that dirtied the pages,
+/// where the kernel keeps track of that (cgroup v2).
+#[inline(always)]
+unsafe fn charged(bio: Kernel) -> Owner {
+    // SAFETY: the running task, the caller's bio, and what their fields point to.
     unsafe {
         let task = Kernel::current_task();
         let mut owner = owner::of(task);
         if fields::BIO_BLKG.load() != fields::ABSENT && task.read::<u32>(&fields::TASK_FLAGS) & PF_KTHREAD != 0 {
-            let group = request.follow(&fields::REQUEST_BIO).follow(&fields::BIO_BLKG).follow(&fields::BLKG_BLKCG);
+            let group = bio.follow(&fields::BIO_BLKG).follow(&fields::BLKG_BLKCG);
             let cgroup = owner::cgroup_id(group.follow(&fields::BLKCG_CGROUP));
             if cgroup != 0 {
                 owner.cgroup = cgroup;

@@ -4,8 +4,26 @@
 
 use aya_ebpf::{
     Global,
-    helpers::{bpf_get_current_task, bpf_probe_read_kernel, generated::bpf_get_current_task_btf},
+    helpers::{
+        bpf_get_current_task, bpf_probe_read_kernel,
+        generated::{bpf_get_current_task_btf, bpf_task_pt_regs},
+    },
 };
+
+/// Offsets in `struct pt_regs`, which is ABI on x86-64 (arch/x86/include/uapi/asm/ptrace.h).
+pub mod registers {
+    use aya_ebpf::Global;
+    /// Fourth argument of a system call.
+    pub static R10: Global<u32> = Global::new(56);
+    /// Third argument.
+    pub static DX: Global<u32> = Global::new(96);
+    /// Second argument.
+    pub static SI: Global<u32> = Global::new(104);
+    /// First argument.
+    pub static DI: Global<u32> = Global::new(112);
+    /// Number of the system call.
+    pub static ORIG_AX: Global<u32> = Global::new(120);
+}
 
 /// The offset of a field that the running kernel does not have.
 pub const ABSENT: u32 = u32::MAX;
@@ -43,8 +61,6 @@ offsets! {
     TASK_STATUS;
     /// `task_struct.stack`; absent where a helper tells a task's registers.
     TASK_STACK;
-    /// Where on its stack a task's registers are while it is in the kernel.
-    STACK_REGISTERS;
     /// `signal_struct.live.counter`
     SIGNAL_LIVE;
     /// `signal_struct.flags`
@@ -91,6 +107,8 @@ offsets! {
     DISK_MAJOR;
     /// `gendisk.first_minor`
     DISK_FIRST_MINOR;
+    /// `bio.bi_opf`
+    BIO_OPF;
     /// `bio.bi_blkg`; absent unless the I/O controller is in the cgroup v2 hierarchy.
     BIO_BLKG;
     /// `blkcg_gq.blkcg`
@@ -108,7 +126,34 @@ pub static DIRECT: Global<u8> = Global::new(0);
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Kernel(pub u64);
 
+/// A value that was just read from a program's context. It keeps two branches that read different places there apart: the
+/// compiler would join them to one read from a place that was computed, which the verifier does not allow.
+#[inline(always)]
+pub fn apart(value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: moves a register to itself.
+    unsafe { core::arch::asm!("{value} = {value}", value = inout(reg) value) };
+    value
+}
+
+/// Bytes of a task's stack in the kernel (arch/x86/include/asm/page_64_types.h), and of the registers at its top.
+const STACK_BYTES: u64 = 16 << 10;
+const REGISTERS_BYTES: u64 = 168;
+
 impl Kernel {
+    /// The registers that the running task entered the kernel with: a `struct pt_regs`.
+    #[inline(always)]
+    pub fn entry_registers() -> Self {
+        let task = Self::current_task();
+        if TASK_STACK.load() != ABSENT {
+            // SAFETY: the running task is one, and its stack is as deep as the kernel makes them all.
+            Self(unsafe { task.read::<u64>(&TASK_STACK) } + (STACK_BYTES - REGISTERS_BYTES))
+        } else {
+            // SAFETY: the running task is one.
+            Self(unsafe { bpf_task_pt_regs(task.0 as *mut _) } as u64)
+        }
+    }
+
     /// The running task.
     #[inline(always)]
     pub fn current_task() -> Self {

@@ -12,7 +12,7 @@ use aya_ebpf::{
 };
 use monitor_common::self_check::Report;
 use monitor_ebpf::{
-    fields::{self, Kernel},
+    fields::{self, Kernel, registers},
     owner,
 };
 
@@ -35,6 +35,7 @@ pub fn self_check(_: RawTracePointContext) -> i32 {
         (*report).brk = memory.read(&fields::MM_BRK);
         (*report).arg_start = memory.read(&fields::MM_ARG_START);
         (*report).arg_end = memory.read(&fields::MM_ARG_END);
+        (*report).system_call = Kernel::entry_registers().read(&registers::ORIG_AX);
         owner::copy_command(task, &raw mut (*report).command);
         (*report).complete = 1;
     }

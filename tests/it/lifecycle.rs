@@ -5,7 +5,7 @@ use serde_json::Value;
 use std::{collections::HashMap, os::unix::fs::symlink, time::Duration};
 use tests::{
     Agent, Cgroup, Machine, Workload, agent,
-    clock::{PATIENCE, wait_until},
+    clock::{PATIENCE, slowness, wait_until},
     expect, json, workload,
 };
 
@@ -31,7 +31,7 @@ fn two_thousand_processes_that_live_less_than_five_milliseconds_are_all_seen_who
     let mut workload = Workload::start()?;
     let mark = format!("mark-{}", std::process::id());
     let made = rows(&workload.run(&format!("spawn {SHORT_LIVES} {mark}"))?, "processes")?;
-    let short = made.iter().filter(|row| row[3] < SHORT_NS).count();
+    let short = made.iter().filter(|row| row[3] < SHORT_NS * u64::from(slowness())).count();
     ensure!(short >= SHORT_LIVES, "only {short} of {} lived short", made.len());
     agent.settle()?;
     let told: HashMap<String, Value> = agent

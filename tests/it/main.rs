@@ -14,3 +14,5 @@ mod rings;
 mod shutdown;
 mod snapshot;
 mod socket;
+#[cfg(feature = "vm")]
+mod vm;

@@ -4,7 +4,6 @@ use anyhow::{Result, ensure};
 use std::{
     fs,
     os::unix::process::ExitStatusExt,
-    process::Command,
     time::{Duration, Instant},
 };
 use tests::{
@@ -93,9 +92,7 @@ fn a_shell_that_ends_the_whole_group_by_ctrl_c_ends_it_well() -> Result<()> {
     let _machine = Machine::claim()?;
     let (agent, loaded) = loaded_by_an_agent()?;
     // Twice, as an impatient user presses it: the second must not break the first.
-    let pid = agent.pid().to_string();
-    let sent = Command::new("kill").args(["-INT", &pid]).status()?;
-    ensure!(sent.success(), "kill ended with {sent}");
+    agent.signal(libc::SIGINT)?;
     expect::exactly("exit code", agent.end_by(libc::SIGINT)?.code(), Some(0))?;
     all_gone(&loaded)
 }

@@ -281,7 +281,11 @@ impl Agent {
             .with_context(|| format!("the agent said:\n{words}"))
     }
 
-    fn signal(&self, signal: i32) -> Result<()> {
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: i32) -> Result<()> {
         send_signal(self.pid(), signal).context("cannot signal the agent")
     }
 }

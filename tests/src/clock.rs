@@ -2,12 +2,20 @@
 
 use anyhow::{Result, bail};
 use std::{
+    fs,
     thread::sleep,
     time::{Duration, Instant},
 };
 
 /// How long a test waits for what must come. Generous: a busy machine is no reason to fail.
 pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How many times longer than on a real processor things take: an emulated one, in the virtual machines of
+/// `cargo xtask vm`, needs its time.
+pub fn slowness() -> u32 {
+    let words = fs::read_to_string("/proc/cmdline").unwrap_or_default();
+    if words.split_whitespace().any(|word| word == "vmtest=1") { 20 } else { 1 }
+}
 
 /// Nanoseconds since boot, suspend included.
 pub fn boot_ns() -> u64 {

@@ -92,6 +92,41 @@ impl LoopDevice {
     }
 }
 
+/// A disk that fails every read.
+#[derive(Debug)]
+pub struct FaultyDisk {
+    name: String,
+    _device: Option<LoopDevice>,
+}
+
+impl FaultyDisk {
+    /// Takes the virtual machine's, which has one; elsewhere makes a loop device whose file is gone. Older kernels' loop
+    /// devices read zeroes from that.
+    ///
+    /// # Errors
+    /// As [`LoopDevice::new`].
+    pub fn new() -> Result<Self> {
+        if let Ok(path) = with_serial("faulty") {
+            let name = path.file_name().context("a disk without a name")?.to_string_lossy().into_owned();
+            return Ok(Self { name, _device: None });
+        }
+        let device = LoopDevice::new(1 << 20)?;
+        // Once as a whole, so that nothing but the test reads it afterwards.
+        device.truncate_backing(0)?;
+        Ok(Self { name: device.name().to_owned(), _device: Some(device) })
+    }
+
+    /// Its name in /sys/block.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its path in /dev.
+    pub fn path(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+}
+
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         if let Err(error) = ioctl(&self.device, LOOP_CLR_FD, 0) {

@@ -58,6 +58,9 @@ pub enum LoadError {
     Io(#[from] io::Error),
 }
 
+/// What the verifier says at the end of its log, whatever it found.
+const STATISTICS: [&str; 3] = ["processed ", "verification time ", "stack depth "];
+
 /// The innermost reason: aya's messages name their own types first, the kernel's error last.
 fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut innermost = error;
@@ -68,7 +71,9 @@ fn cause(error: &(dyn std::error::Error + 'static)) -> String {
     // The verifier's log is for developers: it goes to the debug log, its last words to the user.
     if let Some(log) = outer.split_once("Verifier output:").map(|(_, log)| log.trim()) {
         log::debug!("{outer}");
-        let last = log.lines().rev().find(|line| !line.starts_with("processed ") && !line.trim().is_empty());
+        let is_statistics =
+            |line: &&str| STATISTICS.iter().any(|begin| line.starts_with(begin)) || line.trim().is_empty();
+        let last = log.lines().rev().find(|line| !is_statistics(line));
         return match last {
             Some(last) => format!("the verifier refused it: {}", last.trim()),
             None => format!("the kernel refused to load it: {}", error_number(error).unwrap_or(inner)),
@@ -150,6 +155,7 @@ impl<'a> Loader<'a> {
         // Before Linux 6.1 nothing keeps a raw tracepoint's program from interrupting itself.
         let guard = u8::from(facts.kernel_version < (6, 1));
         let exit_tells_last = u8::from(facts.exit_arguments >= 2);
+        let bio_is_second = u8::from(facts.bio_is_second);
         let hierarchy_id = facts.cgroup.id();
         let loaded_ns = monotonic_ns() + ATTACHING_NS;
         let mut loader = EbpfLoader::new();
@@ -162,6 +168,7 @@ impl<'a> Loader<'a> {
             .override_global("DIRECT", &direct, false)
             .override_global("GUARD", &guard, false)
             .override_global("EXIT_TELLS_LAST", &exit_tells_last, false)
+            .override_global("BIO_IS_SECOND", &bio_is_second, false)
             .override_global("HIERARCHY_ID", &hierarchy_id, false)
             .override_global("LARGE_CALL_BYTES", &self.settings.large_call_bytes, false)
             .override_global("SLOW_NS", &self.settings.slow_io_ns, false)

@@ -139,11 +139,6 @@ impl Types {
             .find_map(|at| (self.string(self.u32(at)?)? == constant.as_bytes()).then(|| self.u32(at + 4)).flatten())
     }
 
-    /// Bytes of a structure or union.
-    pub fn size(&self, name: &str) -> Option<u32> {
-        Some(self.type_of(self.named(name, &[kind::STRUCT, kind::UNION])?)?.size_or_type)
-    }
-
     /// Arguments of a tracepoint, as its programs see them and C writes them; none where there is no such tracepoint.
     pub fn tracepoint_arguments(&self, tracepoint: &str) -> Option<Vec<String>> {
         // typedef void (*btf_trace_NAME)(void *data, arguments …)
@@ -307,8 +302,6 @@ mod tests {
         let fault = types.tracepoint_arguments("page_fault_user").unwrap();
         assert_eq!(fault, ["long unsigned int", "struct pt_regs *", "long unsigned int"]);
         assert_eq!(types.tracepoint_arguments("no_such_tracepoint"), None);
-        // struct pt_regs is 21 registers.
-        assert_eq!(types.size("pt_regs"), Some(168));
     }
 
     #[test]

@@ -60,6 +60,7 @@ const FIELDS: &[Field] = &[
     field("REQUEST_SECTOR", "request", "__sector"),
     field("REQUEST_START_TIME_NS", "request", "start_time_ns"),
     field("REQUEST_BIO", "request", "bio"),
+    field("BIO_OPF", "bio", "bi_opf"),
     optional("QUEUE_DISK", "request_queue", "disk"),
     field("DISK_MAJOR", "gendisk", "major"),
     field("DISK_FIRST_MINOR", "gendisk", "first_minor"),
@@ -95,12 +96,14 @@ pub fn constants(types: &Types, facts: &Facts) -> Result<Vec<Constant>, MissingF
             constants.retain(|(name, _)| *name != "BIO_BLKG");
         }
     }
+    let bit = |name| types.enum_value("req_flag_bits", name).map(|bit| 1 << bit);
+    let (Some(before), Some(after)) = (bit("__REQ_PREFLUSH"), bit("__REQ_FUA")) else {
+        return Err(MissingField { structure: "req_flag_bits", path: "__REQ_PREFLUSH" });
+    };
+    constants.push(("DURABLE_FLAGS", before | after));
     // Where no helper tells the registers that a task entered the kernel with: they are at the top of its stack.
     if facts.registers_helper == Presence::No {
-        let (stack, registers) = (types.size("thread_union"), types.size("pt_regs"));
-        if let (Some(task), Some(stack), Some(registers)) = (types.offset("task_struct", "stack"), stack, registers) {
-            constants.extend([("TASK_STACK", task), ("STACK_REGISTERS", stack - registers)]);
-        }
+        constants.push(("TASK_STACK", find(types, &field("TASK_STACK", "task_struct", "stack"))?));
     }
     if let CgroupHierarchy::V1 { .. } = facts.cgroup {
         let memory = types.enum_value("cgroup_subsys_id", "memory_cgrp_id");

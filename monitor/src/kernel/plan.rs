@@ -208,6 +208,7 @@ const BLOCK_IO: &[Rung] = &[
         "block_rq_insert",
         Access::LoadOrHelper,
         &[
+            required("block_io_bio", Hook::TpBtf("block_bio_queue")),
             required("block_io_insert", Hook::TpBtf("block_rq_insert")),
             required("block_io_first_issue", Hook::TpBtf("block_rq_issue")),
             optional("block_io_merge", Hook::TpBtf("block_rq_merge")),
@@ -218,6 +219,7 @@ const BLOCK_IO: &[Rung] = &[
         "raw_tracepoint",
         Access::Helper,
         &[
+            required("block_io_bio_raw", Hook::RawTracepoint("block_bio_queue")),
             required("block_io_insert_raw", Hook::RawTracepoint("block_rq_insert")),
             required("block_io_first_issue_raw", Hook::RawTracepoint("block_rq_issue")),
             optional("block_io_merge_raw", Hook::RawTracepoint("block_rq_merge")),

@@ -79,6 +79,7 @@ fn compare(report: &Report, hierarchy: &CgroupHierarchy) -> Result<(), SelfCheck
     expect("tgid", report.owner.tgid, pid)?;
     expect("tgid, by helper", by_helper, pid)?;
     expect("pid", report.pid, report.helper_pid_tgid as u32)?;
+    expect("number of the system call", report.system_call, libc::SYS_bpf as u64)?;
     let Ok((stat, myself)) = Process::myself().and_then(|me| Ok((me.stat()?, me))) else {
         return Ok(());
     };

@@ -38,6 +38,8 @@ pub const SIGNATURES: &[Signature] = &[
     row("sys_enter", &["struct pt_regs *", "long int"], ALL),
     row("sys_exit", &["struct pt_regs *", "long int"], ALL),
     row("block_io_start", &[REQUEST], "6.5 …"),
+    row("block_bio_queue", &["struct request_queue *", "struct bio *"], "5.10"),
+    row("block_bio_queue", &["struct bio *"], "5.11 …"),
     row("block_rq_insert", &[REQUEST], "5.11 …, and Debian's 5.10"),
     row("block_rq_issue", &[REQUEST], "5.11 …, and Debian's 5.10"),
     row("block_rq_merge", &[REQUEST], "5.11 …, and Debian's 5.10"),

@@ -107,6 +107,9 @@ pub struct Facts {
     /// Number of arguments of `sched_process_exit`: the second one tells whether the process's last thread goes.
     #[serde(skip)]
     pub exit_arguments: usize,
+    /// Whether `block_bio_queue` has the bio for its second argument.
+    #[serde(skip)]
+    pub bio_is_second: bool,
 }
 
 impl Default for Facts {
@@ -127,6 +130,7 @@ impl Default for Facts {
             hooks: BTreeMap::new(),
             changed: BTreeMap::new(),
             exit_arguments: 1,
+            bio_is_second: false,
         }
     }
 }
@@ -181,6 +185,8 @@ pub fn probe() -> Support {
             facts.registers_helper = helper("BPF_FUNC_task_pt_regs");
             facts.exit_arguments =
                 types.tracepoint_arguments("sched_process_exit").map_or(1, |arguments| arguments.len());
+            facts.bio_is_second =
+                types.tracepoint_arguments("block_bio_queue").is_some_and(|arguments| arguments.len() == 2);
             facts.changed = plan::hooks().filter_map(|hook| changed(types, hook)).collect();
             match layout::constants(types, &facts) {
                 Ok(found) => constants = found,

@@ -66,9 +66,18 @@ fn run() -> anyhow::Result<bool> {
     loopback_up();
     let mut passed = true;
     for line in fs::read_to_string("/plan")?.lines() {
-        let mut words = line.split('\t');
-        let (Some(name), Some(program)) = (words.next(), words.next()) else { continue };
-        let child = Command::new(program).args(words).env_clear().envs(ENVIRONMENT).spawn();
+        let mut words = line.split('\t').peekable();
+        let Some(name) = words.next() else { continue };
+        // As in a shell, settings may stand before the program.
+        let mut settings = Vec::new();
+        while let Some(setting) = words.peek().and_then(|word| word.split_once('=')) {
+            settings.push(setting);
+            words.next();
+        }
+        let Some(program) = words.next() else { continue };
+        // SAFETY: this process has one thread.
+        unsafe { std::env::set_var("PATH", "/bin") };
+        let child = Command::new(program).args(words).env_clear().envs(ENVIRONMENT).envs(settings).spawn();
         let (success, status) = match child.and_then(|child| wait_for(child.id())) {
             Ok(status) => (status.success(), status.to_string()),
             Err(error) => (false, error.to_string()),

@@ -6,11 +6,12 @@ mod guest;
 mod kernels;
 mod machine;
 mod modules;
+mod table;
 
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use guest::{Programs, Step};
-use kernels::{Image, Kernel};
+use kernels::Image;
 use machine::{Boot, Emulator, Report};
 use std::{
     collections::VecDeque,
@@ -57,6 +58,10 @@ struct Matrix {
     /// Which kernels, separated by commas: 5.10, 6.1, 6.12, 6.18, newest; all when left out
     #[arg(long, value_delimiter = ',')]
     kernels: Vec<String>,
+    /// Which kinds of hosts, separated by commas: v2, hybrid, v1, bare (no PSI, no tracefs), no-btf; all when
+    /// left out, and v2 alone with --test, --exec and --smoke
+    #[arg(long, value_delimiter = ',', value_parser = HOSTS.map(|host| host.name))]
+    hosts: Vec<String>,
     /// Virtual machines at a time
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=64))]
     jobs: u32,
@@ -66,6 +71,9 @@ struct Matrix {
     /// Only the tests whose name contains this
     #[arg(long)]
     test: Option<String>,
+    /// Run this command instead of the tests, such as "RUST_LOG=debug monitor doctor", and print the console
+    #[arg(long, conflicts_with_all = ["test", "smoke"])]
+    exec: Option<String>,
     /// Only what shows that each kernel is served at all
     #[arg(long)]
     smoke: bool,
@@ -75,6 +83,9 @@ struct Matrix {
     /// Seconds that one virtual machine may take
     #[arg(long, default_value_t = 600)]
     timeout: u64,
+    /// Write what was found into the README's table of kernels
+    #[arg(long)]
+    readme: bool,
     /// Use the kernels that were fetched before
     #[arg(long)]
     offline: bool,
@@ -90,7 +101,28 @@ struct Host {
     tests: &'static [&'static str],
 }
 
-const HOSTS: [Host; 1] = [Host { name: "v2", words: "vm.cgroup=v2", kernels: &[], tests: &[] }];
+/// What a host of each kind is made of by the first process (tests/src/bin/vm-init.rs) and the kernel itself.
+const HOSTS: [Host; 5] = [
+    Host { name: "v2", words: "vm.cgroup=v2", kernels: &[], tests: &["--skip", "vm::crippled"] },
+    Host { name: "hybrid", words: "vm.cgroup=hybrid", kernels: WITH_MEMORY_V1, tests: WHERE_CGROUPS_MATTER },
+    Host { name: "v1", words: "vm.cgroup=v1", kernels: WITH_MEMORY_V1, tests: WHERE_CGROUPS_MATTER },
+    Host { name: "bare", words: "vm.cgroup=v2 psi=0 vm.tracefs=no", kernels: &[], tests: &["vm::crippled::bare"] },
+    Host { name: "no-btf", words: "vm.cgroup=v2 vm.btf=no", kernels: &[], tests: &["vm::crippled::no_btf"] },
+];
+
+/// Debian builds its later kernels without version 1 of the memory controller.
+const WITH_MEMORY_V1: &[&str] = &["5.10", "6.1"];
+const WHERE_CGROUPS_MATTER: &[&str] = &[
+    "cgroup::",
+    "lifecycle::the_victim",
+    "lifecycle::a_process",
+    "page_fault::faults_of",
+    "snapshot::",
+    "vm::churn",
+    "vm::rungs::lives",
+];
+/// Shows that a kernel is served at all: every rung loads, attaches and tells the same as the others and the workload.
+const SMOKE: &[&str] = &["vm::kernel", "vm::rungs", "cgroup::a_process_that_moves"];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     workspace::require_supported_machine()?;
@@ -168,39 +200,57 @@ fn matrix(directory: &Path, options: &Matrix) -> Result<()> {
     for round in 0..options.repeat {
         for (kernel, image) in &fetched {
             let Ok(image) = image else { continue };
-            let hosts = HOSTS.iter().filter(|host| host.kernels.is_empty() || host.kernels.contains(&kernel.name));
+            let fits = |host: &&Host| host.kernels.is_empty() || host.kernels.contains(&kernel.name);
+            let wanted = |host: &&Host| {
+                let all = !options.smoke && options.exec.is_none() && options.test.is_none();
+                if options.hosts.is_empty() {
+                    all || host.name == "v2"
+                } else {
+                    options.hosts.iter().any(|name| name == host.name)
+                }
+            };
+            let hosts = HOSTS.iter().filter(fits).filter(wanted);
             jobs.extend(hosts.map(|host| Job { image, host, round }));
         }
     }
     let jobs = Mutex::new(jobs);
-    let failures = Mutex::new(Vec::new());
+    let reports = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for worker in 0..options.jobs {
-            let (jobs, failures, programs, emulator, logs) = (&jobs, &failures, &programs, &emulator, &logs);
+            let (jobs, reports, programs, emulator, logs) = (&jobs, &reports, &programs, &emulator, &logs);
             scope.spawn(move || {
                 while let Some(job) = next(jobs) {
                     let scratch = directory.join(format!("run/{worker}"));
                     let outcome = run_job(&job, options, programs, emulator, &scratch, logs);
-                    if !tell(&job, &outcome, logs) {
-                        lock(failures).push(job.name());
+                    if options.exec.is_some() {
+                        print!("{}", fs::read_to_string(log_file(&job, logs)).unwrap_or_default());
                     }
+                    tell(&job, &outcome, logs);
+                    lock(reports).push((job.image.kernel.name, outcome));
                 }
             });
         }
     });
-    let failed = failures.into_inner().unwrap_or_default();
-    let absent: Vec<(&Kernel, &anyhow::Error)> =
-        fetched.iter().filter_map(|(kernel, image)| Some((*kernel, image.as_ref().err()?))).collect();
-    for (kernel, error) in &absent {
-        println!("NOT RUN  {}: {error:#}", kernel.name);
-    }
-    println!("{:.0} s in all", start.elapsed().as_secs_f64());
-    match (failed.len(), absent.len()) {
-        (0, 0) => Ok(()),
-        (failures, absent) => {
-            bail!("{failures} virtual machines failed, {absent} kernels were not run; logs in {}", logs.display())
+    let reports = reports.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let failed = reports.iter().filter(|(_, outcome)| !outcome.as_ref().is_ok_and(Report::is_success)).count();
+    let mut absent = 0;
+    for (kernel, image) in &fetched {
+        if let Err(error) = image {
+            absent += 1;
+            println!("NOT RUN  {}: {error:#}", kernel.name);
         }
     }
+    println!("{:.0} s in all", start.elapsed().as_secs_f64());
+    if failed + absent > 0 {
+        bail!("{failed} virtual machines failed, {absent} kernels were not run; logs in {}", logs.display());
+    }
+    let told = reports.iter().filter_map(|(kernel, outcome)| Some((*kernel, outcome.as_ref().ok()?)));
+    let told = told.flat_map(|(kernel, report)| {
+        let release = report.release.as_deref().unwrap_or_default();
+        report.told.iter().map(move |value| (kernel, release, value))
+    });
+    let rows = table::rows(told, &kernels::KERNELS.map(|kernel| kernel.name));
+    if options.readme { table::write(&rows, kernels::KERNELS.len()) } else { table::check(&rows) }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -224,7 +274,7 @@ fn run_job(
     emulator.run(&Boot {
         vmlinuz: &job.image.vmlinuz,
         archive: &archive,
-        words: job.host.words,
+        words: &format!("{} vm.kernel={}", job.host.words, job.image.kernel.name),
         plan: &plan,
         directory: scratch,
         log: &log_file(job, logs),
@@ -237,34 +287,35 @@ fn log_file(job: &Job<'_>, logs: &Path) -> PathBuf {
 
 fn plan(host: &Host, options: &Matrix) -> Vec<Step> {
     let words = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+    if let Some(command) = &options.exec {
+        return vec![Step { name: "exec", command: command.split_whitespace().map(str::to_owned).collect() }];
+    }
     let mut tests = words(&["/bin/it", "--test-threads=1"]);
     match &options.test {
         Some(name) => tests.push(name.clone()),
-        None => tests.extend(words(host.tests)),
+        None => tests.extend(words(if options.smoke { SMOKE } else { host.tests })),
     }
     vec![Step { name: "it", command: tests }]
 }
 
-/// Prints what became of a machine; whether it was a success.
-fn tell(job: &Job<'_>, outcome: &Result<Report>, logs: &Path) -> bool {
+/// Prints what became of a machine.
+fn tell(job: &Job<'_>, outcome: &Result<Report>, logs: &Path) {
     let name = job.name();
     let round = if job.round > 0 { format!(" (round {})", job.round + 1) } else { String::new() };
-    match outcome {
-        Ok(report) => {
-            let release = report.release.as_deref().unwrap_or("unknown");
-            let verdict = if report.failures.is_empty() { "ok      " } else { "FAILED  " };
-            println!("{verdict} {name:<16} Linux {release}: {} tests, {:.1} s{round}", report.passed, report.seconds);
-            for failure in &report.failures {
-                println!("           {failure}");
-            }
-            if !report.failures.is_empty() {
-                println!("           its console: {}", log_file(job, logs).display());
-            }
-            report.failures.is_empty()
-        }
+    let report = match outcome {
+        Ok(report) => report,
         Err(error) => {
             println!("FAILED   {name}{round}: {error:#}");
-            false
+            return;
         }
+    };
+    let release = report.release.as_deref().unwrap_or("unknown");
+    let verdict = if report.is_success() { "ok      " } else { "FAILED  " };
+    println!("{verdict} {name:<16} Linux {release}: {} tests, {:.1} s{round}", report.passed, report.seconds);
+    for failure in &report.failures {
+        println!("           {failure}");
+    }
+    if !report.is_success() {
+        println!("           its console: {}", log_file(job, logs).display());
     }
 }

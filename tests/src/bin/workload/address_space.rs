@@ -128,3 +128,28 @@ fn map_nothing() -> std::io::Result<usize> {
 fn whole_pages(bytes: usize) -> usize {
     bytes.next_multiple_of(PAGE)
 }
+
+/// `compatible-brk COUNT`: asks where the heap ends as 32-bit programs call the kernel, which 64-bit ones can, too.
+pub(crate) fn compatible_brk(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    /// System-call number (arch/x86/entry/syscalls/syscall_32.tbl).
+    const BRK: u64 = 45;
+    let count: u64 = arguments.value("count")?;
+    let mut calls = 0;
+    for _ in 0..count {
+        let result: u64;
+        // SAFETY: asking changes nothing. LLVM keeps rbx to itself, so it is saved by hand; the kernel clobbers r8 to r11.
+        unsafe {
+            std::arch::asm!(
+                "push rbx",
+                "xor ebx, ebx",
+                "int 0x80",
+                "pop rbx",
+                inlateout("rax") BRK => result,
+                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+            );
+        }
+        calls += u64::from(result != 0);
+    }
+    report.number("calls", calls);
+    Ok(())
+}

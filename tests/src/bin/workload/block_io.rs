@@ -140,15 +140,23 @@ fn asynchronous(outcome: c_long, call: &str) -> Result<c_long> {
 
 /// `buffered PATH BYTES`: writes through the page cache, then waits until all is on the device.
 pub(crate) fn buffered(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    write_buffered(arguments, report)?.sync_all().context("fsync failed")
+}
+
+/// `dirty PATH BYTES`: writes through the page cache, and leaves the rest to the kernel.
+pub(crate) fn dirty(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    write_buffered(arguments, report).map(drop)
+}
+
+fn write_buffered(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<File> {
     let file = OpenOptions::new().write(true).open(arguments.word("path")?)?;
     let bytes: usize = arguments.value("bytes")?;
     let mut chunk = touched(CHUNK)?;
     for offset in (0..bytes).step_by(CHUNK) {
         file.write_all_at(&chunk.bytes_mut()[..CHUNK.min(bytes - offset)], offset as u64)?;
     }
-    file.sync_all().context("fsync failed")?;
     report.number("bytes", bytes as u64);
-    Ok(())
+    Ok(file)
 }
 
 /// `flush PATH COUNT`: fsync(2) of a device with nothing to write: one flush each.

@@ -7,13 +7,14 @@ use crate::{
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     ffi::CString,
-    io,
+    fs, io,
+    path::PathBuf,
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
-/// A process that lives shorter than this is short-lived.
+/// A process that lives shorter than this is short-lived, on a processor that is not emulated.
 const SHORT: Duration = Duration::from_millis(5);
 
 /// Children that wait for their end.
@@ -39,9 +40,10 @@ pub(crate) fn spawn(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
     let mark = arguments.word("mark")?;
     let program = std::env::current_exe().context("cannot tell what this program is")?;
     let (mut rows, mut short) = (Vec::new(), 0);
+    let limit = SHORT * tests::clock::slowness();
     while short < count {
         let i = rows.len();
-        ensure!(i < 4 * count, "only {short} of {i} processes lived less than {SHORT:?}: this machine is too busy");
+        ensure!(i < 4 * count, "only {short} of {i} processes lived less than {limit:?}: this machine is too busy");
         let mut command = Command::new(&program);
         command
             .args(["exit", &(i % 200).to_string(), &format!("{mark}-{i}")])
@@ -51,7 +53,7 @@ pub(crate) fn spawn(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
         let pid = command.spawn().context("cannot spawn")?.id();
         let gone = wait(pid as libc::pid_t)?;
         let life = start.elapsed();
-        short += usize::from(life < SHORT);
+        short += usize::from(life < limit);
         rows.push([u64::from(pid), u64::from(gone.status), gone.faults, life.as_nanos() as u64]);
     }
     report.rows("processes", &rows);
@@ -93,6 +95,37 @@ pub(crate) fn release(_arguments: &mut Arguments<'_>, report: &mut Report) -> Re
         rows.push([pid as u64, wait(pid)?.faults]);
     }
     report.rows("processes", &rows);
+    Ok(())
+}
+
+/// `churn DIRECTORY COUNT PAGES rename|keep-name`: that many cgroups below that one, one after the other, each with a child
+/// that touches so many pages there and ends; renamed meanwhile or not, and removed.
+pub(crate) fn churn(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    let directory = PathBuf::from(arguments.word("directory")?);
+    let count: u64 = arguments.value("count")?;
+    let pages: usize = arguments.value("pages")?;
+    let renames = arguments.word("whether to rename")? == "rename";
+    let memory = Mapping::anonymous(pages * PAGE)?;
+    for i in 0..count {
+        let (first, last) = (directory.join(format!("made-{i}")), directory.join(format!("renamed-{i}")));
+        fs::create_dir(&first).with_context(|| format!("cannot make {}", first.display()))?;
+        let pid = fork(|| {
+            // A child that is not in the cgroup must not be taken for one that was.
+            if fs::write(first.join("cgroup.procs"), "0").is_err() {
+                return 1;
+            }
+            touch(&memory)
+        })?;
+        let status = wait(pid)?.status;
+        ensure!(status == 0, "the child of cgroup {i} ended with {status}");
+        let last = if renames { fs::rename(&first, &last).map(|()| last)? } else { first };
+        // What has exited may take a moment to leave.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Err(error) = fs::remove_dir(&last) {
+            ensure!(Instant::now() < deadline, "cannot remove {}: {error}", last.display());
+        }
+    }
+    report.number("cgroups", count);
     Ok(())
 }
 

@@ -1,0 +1,102 @@
+//! Every capability that kernels.toml lists is there and used, and every other one is absent.
+
+use super::expected::{Expected, SOURCES};
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use std::{
+    fs,
+    io::{Read, Write},
+};
+use tests::{Cgroup, Machine, agent, expect, json};
+
+fn doctor(flags: &[&str]) -> Result<Value> {
+    let output = agent::run(&[&["doctor", "--json"], flags].concat())?;
+    ensure!(output.status.success(), "doctor: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn source<'a>(report: &'a Value, name: &str) -> Result<&'a Value> {
+    let sources = json::list(report, "sources")?;
+    sources.iter().find(|source| source["source"] == name).with_context(|| format!("no source {name}"))
+}
+
+/// The names of a source's rungs, best first, which the agent tells whoever asks for another one.
+fn ladder(source: &str) -> Result<Vec<String>> {
+    let output = agent::run(&["doctor", "--set", &format!("{source}.rung=no_such_rung")])?;
+    let words = String::from_utf8(output.stderr)?;
+    let names = words.trim().rsplit_once("it takes ").with_context(|| format!("no rungs named: {words}"))?.1;
+    Ok(names.split(", ").map(str::to_owned).collect())
+}
+
+#[test]
+fn every_source_takes_the_best_rung_that_this_kernel_is_known_to_hold() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let (expected, report) = (Expected::here()?, doctor(&[])?);
+    let mut taken = serde_json::Map::new();
+    for name in SOURCES {
+        let told = source(&report, name)?;
+        let rung = json::text(told, "rung").with_context(|| format!("{name}: {told}"))?;
+        expect::exactly(name, rung, expected.rungs(name)?[0])?;
+        expect::exactly(&format!("{name} does without"), &told["missing"], &json!([]))?;
+        taken.insert(name.to_owned(), rung.into());
+    }
+    // For the table that the matrix makes. The console may be in the middle of a line.
+    let line = format!("\n@vm {}\n", json!({ "rungs": taken }));
+    fs::write("/dev/console", line).context("cannot write to the console")
+}
+
+#[test]
+fn every_rung_holds_where_it_is_known_to_and_is_refused_with_a_reason_elsewhere() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let expected = Expected::here()?;
+    for name in SOURCES {
+        let hold = expected.rungs(name)?;
+        let ladder = ladder(name)?;
+        ensure!(hold.iter().all(|rung| ladder.iter().any(|known| known == rung)), "{name} has only {ladder:?}");
+        for rung in &ladder {
+            // The other sources keep the report from being one of failure.
+            let report = doctor(&["--set", &format!("{name}.rung={rung}")])?;
+            let told = source(&report, name)?;
+            if hold.contains(&rung.as_str()) {
+                expect::exactly(&format!("{name} by {rung}: {told}"), &told["rung"], &json!(rung))?;
+            } else {
+                expect::exactly(&format!("{name} by {rung}"), json::text(told, "state")?, "unavailable")?;
+                let refused = json::list(told, "refused")?.iter().find(|refusal| refusal["rung"] == **rung);
+                let reason = json::text(refused.context("no reason")?, "reason")?;
+                ensure!(
+                    reason.contains("this kernel"),
+                    "{name} by {rung} is refused for no reason of the kernel's: {reason}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_function_and_tracepoint_has_the_arguments_that_the_programs_know() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let report = doctor(&[])?;
+    expect::exactly("changed hooks", json::at(&report, "facts.changed")?, &json!({}))
+}
+
+#[test]
+fn the_files_of_a_cgroup_are_those_of_this_kernel() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let expected = Expected::here()?;
+    let cgroup = Cgroup::new("files")?;
+    let directory = cgroup.hierarchy().root.join(cgroup.path().trim_start_matches('/'));
+    let peak = fs::OpenOptions::new().read(true).write(true).open(directory.join("memory.peak"));
+    let found = match peak {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "absent",
+        Err(error) => return Err(error.into()),
+        Ok(mut file) => {
+            let mut text = String::new();
+            file.read_to_string(&mut text)?;
+            ensure!(text.trim().parse::<u64>().is_ok(), "memory.peak says {text:?}");
+            if file.write(b"reset\n").is_ok() { "reset_per_open_file" } else { "read_only" }
+        }
+    };
+    expect::exactly("memory.peak", found, expected.text("memory_peak")?)?;
+    expect::exactly("cgroup.pressure", directory.join("cgroup.pressure").exists(), expected.has("cgroup_pressure")?)
+}

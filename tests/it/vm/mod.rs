@@ -1,0 +1,8 @@
+//! What only virtual machines show: other kernels, other kinds of hosts, slow disks. `cargo xtask vm` runs these.
+
+mod churn;
+mod crippled;
+mod expected;
+mod io;
+mod kernel;
+mod rungs;

@@ -1,0 +1,197 @@
+//! Every rung of every source, forced in turn, tells the same of the same work in every column that it can fill.
+
+use super::expected::Expected;
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use tests::{
+    Agent, Cgroup, LoopDevice, Machine, Workload,
+    agent::{self, Measured},
+    expect, json,
+};
+
+/// What one rung told of some work: growth of every counter, by name; none where it cannot tell.
+type Columns = BTreeMap<String, Option<u64>>;
+
+/// One rung's account of some work.
+struct Told {
+    rung: String,
+    /// Over all commands.
+    columns: Columns,
+    /// Command by command.
+    measured: Vec<Measured>,
+}
+
+impl Told {
+    /// Growth of a counter over all commands; none where the rung cannot tell.
+    fn count(&self, name: &str) -> Option<u64> {
+        self.columns.get(name).copied().flatten()
+    }
+}
+
+/// Runs the same commands under each rung of a source that holds here.
+fn under_each_rung(source: &str, group: &str, commands: &[String]) -> Result<Vec<Told>> {
+    let expected = Expected::here()?;
+    let mut all = Vec::new();
+    for rung in expected.rungs(source)? {
+        let agent = Agent::start(&["--set", &format!("{source}.rung={rung}")])?;
+        let coverage = agent.coverage(source)?;
+        expect::exactly(source, &coverage["rung"], &Value::from(rung)).with_context(|| coverage.to_string())?;
+        let mut workload = Workload::start()?;
+        // Once unmeasured, so that none of its code is read from disk or faulted in while it counts.
+        commands.iter().try_for_each(|command| workload.run(command).map(drop))?;
+        let mut told = Told { rung: rung.to_owned(), columns: Columns::new(), measured: Vec::new() };
+        for command in commands {
+            let measured = agent.measure(&mut workload, command)?;
+            let counters = json::at(&measured.after, group)?.as_object().context("no group of counters")?;
+            for (name, value) in counters.iter().filter(|(name, value)| name.ends_with("_total") && !value.is_f64()) {
+                let column = told.columns.entry(name.clone()).or_insert(value.is_u64().then_some(0));
+                if let Some(sum) = column {
+                    *sum += measured.grown(&format!("{group}.{name}"))?;
+                }
+            }
+            told.measured.push(measured);
+        }
+        let coverage = agent.coverage(source)?;
+        let lost = json::count(&coverage, "lost_total")?;
+        expect::exactly(rung, lost, 0).with_context(|| format!("{coverage}\n{}", agent.words()))?;
+        agent.stop()?;
+        all.push(told);
+    }
+    ensure!(all.len() >= 2, "only {} rungs of {source} hold here: nothing to compare", all.len());
+    Ok(all)
+}
+
+#[test]
+fn page_faults_are_the_same_by_every_rung() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let commands = ["faults user-write 20000 1", "faults kernel-write 20000 1", "faults user-read 20000 1"];
+    let told = under_each_rung("page_fault", "page_faults", &commands.map(str::to_owned))?;
+    for told in &told {
+        let (rung, count) = (&told.rung, |name: &str| told.count(name));
+        let all = count("user_total").context("no user_total")? + count("kernel_total").context("no kernel_total")?;
+        let proc_faults: u64 = told.measured.iter().map(|measured| measured.proc_faults).sum();
+        if rung == "software_event" {
+            // Each of three runs, in either mode, may be off by one period; and the kernel counts what /proc does.
+            expect::between(rung, proc_faults - proc_faults / 200, all, proc_faults + proc_faults / 200)?;
+            let kinds = told.columns.iter().filter(|(name, _)| name.contains("present"));
+            let told: Vec<_> = kinds.filter(|(_, value)| value.is_some()).collect();
+            ensure!(told.is_empty(), "{rung} cannot know kinds, yet tells {told:?}");
+        } else {
+            expect::within_a_thousandth(rung, all, proc_faults)?;
+            for (name, pages) in [
+                ("user_write_not_present_total", 20_000),
+                ("kernel_write_not_present_total", 20_000),
+                ("user_read_not_present_total", 20_000),
+            ] {
+                let counted = count(name).with_context(|| format!("{rung} does not tell {name}"))?;
+                expect::within_a_thousandth(&format!("{name} by {rung}"), counted, pages)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn address_space_is_the_same_by_every_rung() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let commands = ["maps 200 4096", "maps 100 10000", "failures 50"].map(str::to_owned);
+    let told = under_each_rung("address_space", "address_space", &commands)?;
+    for Told { rung, columns, measured } in &told {
+        expect::exactly(&format!("columns of {rung}"), columns, &told[0].columns)?;
+        for measured in measured {
+            for (name, value) in measured.made.as_object().context("no report")? {
+                let grown = measured.grown(&format!("address_space.{name}"))?;
+                expect::exactly(&format!("{name} by {rung}"), Some(grown), value.as_u64())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn calls_of_32_bit_programs_are_said_not_to_be_counted_and_are_not() -> Result<()> {
+    let _machine = Machine::claim()?;
+    for rung in Expected::here()?.rungs("address_space")? {
+        let agent = Agent::start(&["--set", &format!("address_space.rung={rung}")])?;
+        let mut workload = Workload::start()?;
+        let measured = agent.measure(&mut workload, "compatible-brk 500")?;
+        expect::exactly("calls made", json::count(&measured.made, "calls")?, 500)?;
+        expect::exactly(rung, measured.grown("address_space.brk_calls_total")?, 0)?;
+        let caveats = agent.coverage("address_space")?["caveats"].to_string();
+        ensure!(caveats.contains("32-bit"), "{rung} does not say so: {caveats}");
+        agent.stop()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn block_io_is_the_same_by_every_rung() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(16 << 20)?;
+    let path = device.path().display().to_string();
+    let commands = [
+        format!("direct read {path} 300 4096"),
+        format!("direct write {path} 200 8192"),
+        format!("flush {path} 20"),
+        format!("discard {path} 20 65536"),
+    ];
+    let told = under_each_rung("block_io", "block_io", &commands)?;
+    for told in &told {
+        let made = [
+            ("read_ops_total", 300),
+            ("read_bytes_total", 300 * 4096),
+            ("write_ops_total", 200),
+            ("write_bytes_total", 200 * 8192),
+            ("flush_ops_total", 20),
+            ("discard_ops_total", 20),
+            ("discard_bytes_total", 20 * 65536),
+            ("errors_total", 0),
+        ];
+        for (name, value) in made {
+            expect::exactly(&format!("{name} by {}", told.rung), told.count(name), Some(value))?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn lives_and_cgroups_are_the_same_by_every_rung() -> Result<()> {
+    let _machine = Machine::claim()?;
+    for rung in Expected::here()?.rungs("lifecycle")? {
+        let agent = Agent::start(&["--set", &format!("lifecycle.rung={rung}")])?;
+        let mut workload = Workload::start()?;
+        let pid = workload.pid();
+        let cgroup = Cgroup::new("rungs")?;
+        let path = cgroup.path();
+        cgroup.add(pid)?;
+        let made = workload.run("children 10")?;
+        let children = json::list(&made, "pids")?.len();
+        workload.run("release")?;
+        workload.send("exit 7")?;
+        expect::exactly("status", agent::ending(workload.wait()?), (Some(7), None))?;
+        cgroup.remove()?;
+        let is_removal = |event: &Value| event["event"] == "cgroup_removed" && event["path"] == *path;
+        agent.event("the cgroup's end", is_removal).with_context(|| format!("by {rung}"))?;
+        let count = |kind: &str, fits: &dyn Fn(&Value) -> bool| -> Result<usize> {
+            Ok(agent.events(|event| event["event"] == kind && fits(event))?.len())
+        };
+        let of_workload = |event: &Value| event["pid"] == pid;
+        let of_children = |event: &Value| event["parent_pid"] == pid;
+        expect::exactly(&format!("forks by {rung}"), count("fork", &of_children)?, children)?;
+        expect::exactly(&format!("execs by {rung}"), count("exec", &of_workload)?, 1)?;
+        expect::exactly(
+            &format!("exits by {rung}"),
+            count("exit", &|event| of_workload(event) && event["exit_code"] == 7)?,
+            1,
+        )?;
+        expect::exactly(
+            &format!("moves by {rung}"),
+            count("moved", &|event| of_workload(event) && event["cgroup"] == *path)?,
+            1,
+        )?;
+        expect::exactly(&format!("cgroups by {rung}"), count("cgroup_made", &|event| event["path"] == *path)?, 1)?;
+        agent.stop()?;
+    }
+    Ok(())
+}
