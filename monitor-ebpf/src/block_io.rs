@@ -58,7 +58,7 @@ static LOADED_NS: Global<u64> = Global::new(0);
 
 /// 1 where `block_bio_queue` has the bio for its second argument (before Linux 5.11).
 #[unsafe(no_mangle)]
-static BIO_IS_SECOND: Global<u8> = Global::new(0);
+static BIO_IS_SECOND: Global<u32> = Global::new(0);
 /// The flags of bios and requests that ask for a flush of the device before them, or for their data to be durable.
 #[unsafe(no_mangle)]
 static DURABLE_FLAGS: Global<u32> = Global::new(0);

@@ -31,7 +31,7 @@ static MOMENTS: RingBuf = RingBuf::with_byte_size(limits::LIFECYCLE_RING_BYTES, 
 static HIERARCHY_ID: Global<u32> = Global::new(0);
 /// 1 where `sched_process_exit` says itself whether the process's last thread goes (Linux 6.16).
 #[unsafe(no_mangle)]
-static EXIT_TELLS_LAST: Global<u8> = Global::new(0);
+static EXIT_TELLS_LAST: Global<u32> = Global::new(0);
 
 /// `task_struct.flags` of a kernel thread.
 const PF_KTHREAD: u32 = 0x0020_0000;

@@ -40,7 +40,7 @@ static KERNEL_SLOTS: Array<Slot> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 static MOVES: Array<u64> = Array::with_max_entries(1, 0);
 /// 1 where the kernel does not keep a program from interrupting itself (raw tracepoints before Linux 6.1).
 #[unsafe(no_mangle)]
-static GUARD: Global<u8> = Global::new(0);
+static GUARD: Global<u32> = Global::new(0);
 
 /// `TP_PROTO(unsigned long address, struct pt_regs *regs, unsigned long error_code)`
 #[btf_tracepoint(function = "page_fault_user")]

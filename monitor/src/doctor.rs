@@ -68,7 +68,7 @@ pub fn examine_fields(config: &Config) -> anyhow::Result<Support> {
     }
     let settings = settings(config);
     let direct = support.facts.has_typed_helpers();
-    match self_check::check(&Loader::without_types(&support, &settings), direct) {
+    match self_check::check(&Loader::new(&support, &settings), direct) {
         Ok(()) => {}
         Err(error @ (SelfCheckError::Mismatch { .. } | SelfCheckError::PidNamespace)) => {
             support.facts.fields_missing = Some(error.to_string())

@@ -210,6 +210,15 @@ impl Stat {
         })
     }
 
+    /// Whether this is `truth` but for at most so many requests, and so is exact where none was lost.
+    pub fn is_but_for(&self, truth: &Self, lost: u64) -> bool {
+        let ops = |stat: &Self| [stat.read_ops, stat.write_ops, stat.discard_ops, stat.flush_ops];
+        let bytes = |stat: &Self| [stat.read_bytes, stat.write_bytes, stat.discard_bytes];
+        let missing: Option<u64> = ops(self).iter().zip(ops(truth)).map(|(told, truth)| truth.checked_sub(*told)).sum();
+        let no_more_bytes = bytes(self).iter().zip(bytes(truth)).all(|(told, truth)| *told <= truth);
+        missing.is_some_and(|missing| missing <= lost && no_more_bytes && (missing > 0 || self == truth))
+    }
+
     /// What was added since `before`.
     pub fn since(&self, before: &Self) -> Self {
         Self {
@@ -273,6 +282,9 @@ mod tests {
         };
         assert_eq!(stat, expected);
         assert_eq!(stat.since(&stat), Stat::default());
+        let fewer = Stat { read_ops: 3, read_bytes: 12288, ..stat };
+        assert!(fewer.is_but_for(&stat, 1) && !fewer.is_but_for(&stat, 0) && !stat.is_but_for(&fewer, 9));
+        assert!(stat.is_but_for(&stat, 0) && !Stat { read_bytes: 0, ..stat }.is_but_for(&stat, 5));
         assert_eq!(Stat::parse("1 2 3"), None);
         assert_eq!(Stat::parse("a b"), None);
     }

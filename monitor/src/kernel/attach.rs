@@ -18,6 +18,7 @@ use aya::{
 };
 use monitor_common::limits;
 use std::{
+    cell::{OnceCell, RefCell},
     collections::BTreeMap,
     io,
     os::fd::{AsFd, OwnedFd},
@@ -124,19 +125,34 @@ pub struct Outcome {
 pub struct Loader<'a> {
     support: &'a Support,
     settings: &'a Settings,
-    btf: Option<Btf>,
+    /// One for all objects: each would parse the kernel's BTF, in vain.
+    objects: RefCell<EbpfLoader<'a>>,
+    /// Parsed when the first program needs it: 24 MB, which are given back when this is dropped.
+    btf: OnceCell<Option<Btf>>,
 }
 
-impl<'a> Loader<'a> {
-    /// Parses the kernel's BTF for aya: 24 MB, which are given back when the loader is dropped.
-    pub fn new(support: &'a Support, settings: &'a Settings) -> Self {
-        let btf = btf::vmlinux().ok().and_then(|data| Btf::parse(&data, Endianness::default()).ok());
-        Self { btf, ..Self::without_types(support, settings) }
-    }
+/// The values of a constant that is a flag.
+static FLAG: [u8; 2] = [0, 1];
 
-    /// A loader for objects whose programs need no types of the kernel's.
-    pub fn without_types(support: &'a Support, settings: &'a Settings) -> Self {
-        Self { support, settings, btf: None }
+impl<'a> Loader<'a> {
+    /// Sets what is the same for all objects.
+    pub fn new(support: &'a Support, settings: &'a Settings) -> Self {
+        let mut objects = EbpfLoader::new();
+        // No relocations against the kernel's types are left in Rust objects.
+        objects.btf(None);
+        for (name, value) in &support.constants {
+            objects.override_global(name, value, false);
+        }
+        let cpus = support.facts.possible_cpus as u32;
+        objects
+            .override_global("LARGE_CALL_BYTES", &settings.large_call_bytes, false)
+            .override_global("SLOW_NS", &settings.slow_io_ns, false)
+            .override_global("LOADED_NS", &support.attached_by_ns, false)
+            .override_global("AYA_LOG_LEVEL", &settings.log_level, false)
+            .map_max_entries("AYA_LOGS", limits::LOG_RING_BYTES)
+            .map_max_entries("USER_SLOTS", cpus)
+            .map_max_entries("KERNEL_SLOTS", cpus);
+        Self { support, settings, objects: RefCell::new(objects), btf: OnceCell::new() }
     }
 
     /// What it loads with.
@@ -144,46 +160,27 @@ impl<'a> Loader<'a> {
         self.support
     }
 
-    /// Creates an object's maps and sets its constants; its programs are still to be loaded.
+    /// Creates an object's maps and sets its constants; its programs are still to be loaded. `direct` ones read kernel fields
+    /// by plain loads.
     pub fn load(&self, object: &[u8], direct: bool) -> Result<Ebpf, LoadError> {
-        self.load_for(None, object, direct)
+        let mut objects = self.objects.borrow_mut();
+        objects.override_global("DIRECT", &FLAG[usize::from(direct)], false);
+        Ok(objects.load(object)?)
     }
 
-    fn load_for(&self, source: Option<Source>, object: &[u8], direct: bool) -> Result<Ebpf, LoadError> {
-        let facts = &self.support.facts;
-        let direct = u8::from(direct);
-        // Before Linux 6.1 nothing keeps a raw tracepoint's program from interrupting itself.
-        let guard = u8::from(facts.kernel_version < (6, 1));
-        let exit_tells_last = u8::from(facts.exit_arguments >= 2);
-        let bio_is_second = u8::from(facts.bio_is_second);
-        let hierarchy_id = facts.cgroup.id();
-        let loaded_ns = monotonic_ns() + ATTACHING_NS;
-        let mut loader = EbpfLoader::new();
-        // No relocations against the kernel's types are left in Rust objects, so aya need not parse them once more.
-        loader.btf(None);
-        for (name, offset) in &self.support.constants {
-            loader.override_global(name, offset, false);
+    fn load_source(&self, source: Source, direct: bool) -> Result<Ebpf, LoadError> {
+        if let Some(&bytes) = self.settings.rings.get(&source) {
+            self.objects.borrow_mut().map_max_entries("MOMENTS", bytes);
         }
-        loader
-            .override_global("DIRECT", &direct, false)
-            .override_global("GUARD", &guard, false)
-            .override_global("EXIT_TELLS_LAST", &exit_tells_last, false)
-            .override_global("BIO_IS_SECOND", &bio_is_second, false)
-            .override_global("HIERARCHY_ID", &hierarchy_id, false)
-            .override_global("LARGE_CALL_BYTES", &self.settings.large_call_bytes, false)
-            .override_global("SLOW_NS", &self.settings.slow_io_ns, false)
-            .override_global("LOADED_NS", &loaded_ns, false)
-            .override_global("AYA_LOG_LEVEL", &self.settings.log_level, false)
-            .map_max_entries("AYA_LOGS", limits::LOG_RING_BYTES)
-            .map_max_entries("USER_SLOTS", facts.possible_cpus as u32)
-            .map_max_entries("KERNEL_SLOTS", facts.possible_cpus as u32);
-        if let Some(&bytes) = source.and_then(|source| self.settings.rings.get(&source)) {
-            loader.map_max_entries("MOMENTS", bytes);
+        if let Some(&owners) = self.settings.owners.get(&source) {
+            self.objects.borrow_mut().map_max_entries(owners_map(source), owners);
         }
-        if let Some((source, &owners)) = source.and_then(|source| Some((source, self.settings.owners.get(&source)?))) {
-            loader.map_max_entries(owners_map(source), owners);
-        }
-        Ok(loader.load(object)?)
+        self.load(&objects::of(source), direct)
+    }
+
+    fn btf(&self) -> Result<&Btf, LoadError> {
+        let parse = || Btf::parse(&btf::vmlinux().ok()?, Endianness::default()).ok();
+        self.btf.get_or_init(parse).as_ref().ok_or(LoadError::Missing("kernel type information"))
     }
 
     /// Tries a plan's rungs until one holds.
@@ -200,7 +197,7 @@ impl<'a> Loader<'a> {
 
     fn attach_rung(&self, source: Source, rung: &'static Rung) -> Result<Attached, LoadError> {
         let direct = rung.is_direct(&self.support.facts);
-        let mut object = self.load_for(Some(source), &objects::of(source), direct)?;
+        let mut object = self.load_source(source, direct)?;
         let (mut programs, mut missing, mut events) = (Vec::new(), Vec::new(), Vec::new());
         let mut do_without = |attachment: &Attachment, error: LoadError| {
             if attachment.required {
@@ -232,12 +229,11 @@ impl<'a> Loader<'a> {
             return Err(LoadError::Unusable(reason));
         }
         let program = object.program_mut(attachment.program).ok_or(LoadError::Missing(attachment.program))?;
-        let btf = || self.btf.as_ref().ok_or(LoadError::Missing("kernel type information"));
         match attachment.hook {
-            Hook::TpBtf(name) => <&mut BtfTracePoint>::try_from(program)?.load(name, btf()?)?,
+            Hook::TpBtf(name) => <&mut BtfTracePoint>::try_from(program)?.load(name, self.btf()?)?,
             Hook::RawTracepoint(_) => <&mut RawTracePoint>::try_from(program)?.load()?,
-            Hook::FEntry(name) => <&mut FEntry>::try_from(program)?.load(name, btf()?)?,
-            Hook::FExit(name) => <&mut FExit>::try_from(program)?.load(name, btf()?)?,
+            Hook::FEntry(name) => <&mut FEntry>::try_from(program)?.load(name, self.btf()?)?,
+            Hook::FExit(name) => <&mut FExit>::try_from(program)?.load(name, self.btf()?)?,
             Hook::SyscallTracepoint(_) => <&mut TracePoint>::try_from(program)?.load()?,
             Hook::PageFaults { .. } => <&mut PerfEvent>::try_from(program)?.load()?,
         }
@@ -268,9 +264,6 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// How long attaching an object's programs takes at most: what begins before all of them see it is nobody's loss.
-const ATTACHING_NS: u64 = 1_000_000_000;
-
 /// The map of a source whose keys are owners.
 const fn owners_map(source: Source) -> &'static str {
     match source {
@@ -279,12 +272,4 @@ const fn owners_map(source: Source) -> &'static str {
         Source::BlockIo => "TOTALS",
         Source::Lifecycle => "",
     }
-}
-
-/// The clock that the block layer stamps its requests with.
-fn monotonic_ns() -> u64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: a valid timespec, a clock that every kernel has.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

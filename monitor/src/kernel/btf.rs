@@ -4,7 +4,7 @@
 //! Documentation/bpf/btf.rst of the kernel.
 
 use super::syscall;
-use std::{collections::HashMap, fs};
+use std::fs;
 
 /// Where the kernel shows its BTF.
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
@@ -22,8 +22,9 @@ pub struct Types {
     /// Offset of each type in `data`, by type id.
     types: Vec<u32>,
     strings: usize,
-    /// Structures, unions, enums, typedefs and functions, by name.
-    names: HashMap<Box<[u8]>, Vec<u32>>,
+    /// Structures, unions, enums, typedefs and functions: hash of the name, and type id. There are some 100,000 of them, and a
+    /// few dozen are ever looked for: going through all of them costs less than a map does.
+    names: Vec<(u32, u32)>,
 }
 
 /// Why there are no types.
@@ -86,7 +87,7 @@ impl Types {
 
     /// Indexes a BTF section of this machine's byte order.
     pub fn parse(data: Vec<u8>) -> Result<Self, BtfError> {
-        let mut this = Self { data, types: vec![0], strings: 0, names: HashMap::new() };
+        let mut this = Self { data, types: vec![0], strings: 0, names: Vec::new() };
         if this.data.get(..2) != Some(&[0x9f, 0xeb]) {
             return Err(BtfError::Malformed("no BTF magic"));
         }
@@ -109,8 +110,7 @@ impl Types {
                 && let Some(name) = this.u32(at).and_then(|offset| this.string(offset))
                 && !name.is_empty()
             {
-                let name: Box<[u8]> = name.into();
-                this.names.entry(name).or_default().push(id);
+                this.names.push((hash(name), id));
             }
             at = head.body + size;
         }
@@ -221,8 +221,14 @@ impl Types {
     }
 
     fn named(&self, name: &str, kinds: &[u32]) -> Option<u32> {
-        let ids = self.names.get(name.as_bytes())?;
-        ids.iter().copied().find(|&id| self.type_of(id).is_some_and(|head| kinds.contains(&head.kind)))
+        let wanted = hash(name.as_bytes());
+        let ids = self.names.iter().filter(|(hash, _)| *hash == wanted).map(|&(_, id)| id);
+        ids.filter(|&id| self.name_of(id) == Some(name.as_bytes()))
+            .find(|&id| self.type_of(id).is_some_and(|head| kinds.contains(&head.kind)))
+    }
+
+    fn name_of(&self, id: u32) -> Option<&[u8]> {
+        self.string(self.u32(*self.types.get(id as usize)? as usize)?)
     }
 
     fn type_of(&self, id: u32) -> Option<Type> {
@@ -248,6 +254,11 @@ impl Types {
     fn u32(&self, at: usize) -> Option<u32> {
         Some(u32::from_ne_bytes(self.data.get(at..at + 4)?.try_into().ok()?))
     }
+}
+
+/// FNV-1a.
+fn hash(name: &[u8]) -> u32 {
+    name.iter().fold(0x811c_9dc5, |hash, &byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 /// Bytes that follow a type's head.

@@ -101,6 +101,14 @@ pub fn constants(types: &Types, facts: &Facts) -> Result<Vec<Constant>, MissingF
         return Err(MissingField { structure: "req_flag_bits", path: "__REQ_PREFLUSH" });
     };
     constants.push(("DURABLE_FLAGS", before | after));
+    let arguments = |tracepoint| types.tracepoint_arguments(tracepoint).map_or(0, |arguments| arguments.len());
+    constants.extend([
+        ("HIERARCHY_ID", facts.cgroup.id()),
+        // Before Linux 6.1 nothing keeps a raw tracepoint's program from interrupting itself.
+        ("GUARD", u32::from(facts.kernel_version < (6, 1))),
+        ("EXIT_TELLS_LAST", u32::from(arguments("sched_process_exit") >= 2)),
+        ("BIO_IS_SECOND", u32::from(arguments("block_bio_queue") >= 2)),
+    ]);
     // Where no helper tells the registers that a task entered the kernel with: they are at the top of its stack.
     if facts.registers_helper == Presence::No {
         constants.push(("TASK_STACK", find(types, &field("TASK_STACK", "task_struct", "stack"))?));

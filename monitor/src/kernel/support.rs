@@ -104,12 +104,6 @@ pub struct Facts {
     /// Those whose arguments are not the ones the programs know, with what they are.
     #[serde(serialize_with = "hooks_by_name")]
     pub changed: BTreeMap<Hook, String>,
-    /// Number of arguments of `sched_process_exit`: the second one tells whether the process's last thread goes.
-    #[serde(skip)]
-    pub exit_arguments: usize,
-    /// Whether `block_bio_queue` has the bio for its second argument.
-    #[serde(skip)]
-    pub bio_is_second: bool,
 }
 
 impl Default for Facts {
@@ -129,8 +123,6 @@ impl Default for Facts {
             missing_capabilities: Vec::new(),
             hooks: BTreeMap::new(),
             changed: BTreeMap::new(),
-            exit_arguments: 1,
-            bio_is_second: false,
         }
     }
 }
@@ -155,7 +147,12 @@ pub struct Support {
     pub constants: Vec<layout::Constant>,
     /// The tracing file system, where it is to be had.
     pub tracefs: Option<Tracefs>,
+    /// When all programs are surely attached, monotonic nanoseconds: what began before is nobody's loss.
+    pub attached_by_ns: u64,
 }
+
+/// How long probing and attaching take at most.
+const ATTACHING_NS: u64 = 5_000_000_000;
 
 /// Probes this host.
 pub fn probe() -> Support {
@@ -183,10 +180,6 @@ pub fn probe() -> Support {
             };
             facts.task_helper = helper("BPF_FUNC_get_current_task_btf");
             facts.registers_helper = helper("BPF_FUNC_task_pt_regs");
-            facts.exit_arguments =
-                types.tracepoint_arguments("sched_process_exit").map_or(1, |arguments| arguments.len());
-            facts.bio_is_second =
-                types.tracepoint_arguments("block_bio_queue").is_some_and(|arguments| arguments.len() == 2);
             facts.changed = plan::hooks().filter_map(|hook| changed(types, hook)).collect();
             match layout::constants(types, &facts) {
                 Ok(found) => constants = found,
@@ -197,7 +190,15 @@ pub fn probe() -> Support {
     }
     let tracefs = tracefs.ok();
     facts.hooks = plan::hooks().map(|hook| (hook, presence(hook, types.as_ref().ok(), tracefs.as_ref()))).collect();
-    Support { facts, constants, tracefs }
+    Support { facts, constants, tracefs, attached_by_ns: monotonic_ns() + ATTACHING_NS }
+}
+
+/// The clock that the block layer stamps its requests with.
+fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: a valid timespec, a clock that every kernel has.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// A hook that has other arguments than the programs know, with these.
