@@ -126,8 +126,8 @@ pub struct Request {
     pub reserved: u16,
     /// Bytes it had when it was issued, merged ones included.
     pub length: u32,
-    /// Always 0.
-    pub reserved2: u32,
+    /// Low half of the request's own start time, which tells one use of it from the next; meaningless since Linux 6.5.
+    pub born: u32,
 }
 
 const _: () = assert!(size_of::<Request>() == 64);

@@ -18,7 +18,7 @@ pub const BLOCK_IO_BUCKETS: u32 = 16384;
 /// Requests seen in flight since room was last made: drivers allocate theirs once and reuse them, some hundreds a queue.
 /// When they are more, as with many NVMe queues, user space deletes those that are not in flight.
 pub const BLOCK_IO_REQUESTS: u32 = 4096;
-/// Requests held back for a flush at a time, on kernels before 6.5; more than that overwrite the oldest.
+/// Bios that ask to be durable, at a time, on kernels before 6.5.
 pub const BLOCK_IO_DURABLE: u32 = 1024;
 
 /// Bytes of the ring for mmap, munmap, mremap and brk moments: some 680 records.

@@ -18,7 +18,7 @@ use aya_ebpf::{
     bindings::BPF_NOEXIST,
     helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
     macros::{btf_tracepoint, map},
-    maps::{HashMap, LruHashMap, RingBuf},
+    maps::{HashMap, RingBuf},
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
@@ -39,7 +39,7 @@ static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(limits::BLOCK
 /// Submitters of what is to be durable, by bio, where no program sees the request in its submitter's context: the kernel
 /// holds such requests back until the device is flushed, and issues them from elsewhere, or never where they have no data.
 #[map]
-static DURABLE: LruHashMap<u64, Submission> = LruHashMap::with_max_entries(limits::BLOCK_IO_DURABLE, 0);
+static DURABLE: HashMap<u64, Submission> = HashMap::with_max_entries(limits::BLOCK_IO_DURABLE, 0);
 /// Completed requests.
 #[map]
 static TOTALS: HashMap<Key, Totals> = HashMap::with_max_entries(limits::BLOCK_IO_KEYS, 0);
@@ -95,6 +95,17 @@ tracepoint! {
     |ctx| bio(Kernel(if BIO_IS_SECOND.load() != 0 { fields::apart(ctx.arg(1)) } else { fields::apart(ctx.arg(0)) }))
 }
 tracepoint! {
+    /// `TP_PROTO(struct bio *bio, unsigned int new_sector)`, before Linux 5.11 with a `struct request_queue *q` before it: the
+    /// front of a bio becomes one of its own, which no other tracepoint shows.
+    block_io_split, block_io_split_raw, "block_split",
+    |ctx| bio(Kernel(if BIO_IS_SECOND.load() != 0 { fields::apart(ctx.arg(1)) } else { fields::apart(ctx.arg(0)) }))
+}
+tracepoint! {
+    /// `TP_PROTO(struct request_queue *q, struct bio *bio)`: a bio is done, with a request of its own or, on a device that
+    /// is made of others, without.
+    block_io_bio_done, block_io_bio_done_raw, "block_bio_complete", |ctx| bio_done(Kernel(ctx.arg(1)))
+}
+tracepoint! {
     /// `TP_PROTO(struct request *rq)`: where there is no `block_io_start`, most requests are first seen here.
     block_io_insert, block_io_insert_raw, "block_rq_insert", |ctx| first_seen(&ctx, Kernel(ctx.arg(0)))
 }
@@ -148,7 +159,7 @@ fn submit_for(ctx: &impl EbpfContext, request: Kernel, submission: Submission) -
             operation: operation(request),
             reserved: 0,
             length: 0,
-            reserved2: 0,
+            born: born(request),
         }
     };
     if let Some(old) = REQUESTS.get_ptr_mut(request.0) {
@@ -168,13 +179,24 @@ fn submit_for(ctx: &impl EbpfContext, request: Kernel, submission: Submission) -
 #[inline(always)]
 fn first_seen(ctx: &impl EbpfContext, request: Kernel) -> i32 {
     // The block layer's own flush is made for requests that are counted themselves.
-    if in_flight(request).is_some() || is_flush(request) {
+    if is_flush(request) {
+        return 0;
+    }
+    // SAFETY: the tracepoint's argument is a request; a value of the map.
+    if in_flight(request).is_some_and(|entry| unsafe { (*entry).born == born(request) }) {
         return 0;
     }
     match held_back(request) {
         Some(submission) => submit_for(ctx, request, submission),
         None => submit(ctx, request),
     }
+}
+
+/// What tells one use of a request from the next: the low half of its own start time, in nanoseconds.
+#[inline(always)]
+unsafe fn born(request: Kernel) -> u32 {
+    // SAFETY: the caller's request.
+    unsafe { request.read::<u64>(&fields::REQUEST_START_TIME_NS) as u32 }
 }
 
 /// Whether a request is the block layer's own flush of a device.
@@ -193,6 +215,16 @@ fn bio(bio: Kernel) -> i32 {
         if DURABLE.insert(bio.0, submission, 0).is_err() {
             lose(|health| &mut health.map_full);
         }
+    }
+    0
+}
+
+/// Forgets a bio that is done. Most have found their request before, and are forgotten already.
+#[inline(always)]
+fn bio_done(bio: Kernel) -> i32 {
+    // SAFETY: the tracepoint's argument is a bio.
+    if unsafe { bio.read::<u32>(&fields::BIO_OPF) } & DURABLE_FLAGS.load() != 0 {
+        let _ = DURABLE.remove(bio.0);
     }
     0
 }
@@ -238,7 +270,7 @@ fn merged(request: Kernel) -> i32 {
 fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) -> i32 {
     let Some(entry) = in_flight(request) else {
         match held_back(request) {
-            Some(submission) => flushed(ctx, request, status, submission),
+            Some(submission) => flushed(ctx, request, status, bytes, submission),
             None => unknown(ctx, request, status, bytes),
         }
         return 0;
@@ -273,15 +305,18 @@ fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) ->
     0
 }
 
-/// A request without data that was held back until the device was flushed, and is done with that.
+/// A request that was held back until the device was flushed, and is done without ever being issued: it has no data, or the
+/// flush failed.
 #[inline(always)]
-fn flushed(ctx: &impl EbpfContext, request: Kernel, status: u32, submission: Submission) {
+fn flushed(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32, submission: Submission) {
     let waited_ns = now().saturating_sub(submission.submitted_ns);
     let entry = Request {
         owner: submission.owner,
         submitted_ns: submission.submitted_ns,
         status,
-        operation: operation::FLUSH,
+        bytes: if status == 0 { u64::from(bytes) } else { 0 },
+        // SAFETY: the tracepoint's argument is a request.
+        operation: unsafe { operation(request) },
         ..EMPTY
     };
     // SAFETY: the tracepoint's argument is a request.
@@ -301,7 +336,7 @@ const EMPTY: Request = Request {
     operation: 0,
     reserved: 0,
     length: 0,
-    reserved2: 0,
+    born: 0,
 };
 
 /// A request that is used again although its completion was never seen: some kernels run no program while certain tasks

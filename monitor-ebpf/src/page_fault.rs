@@ -1,4 +1,5 @@
-//! Source `page_fault`: two tracepoints, by processor mode, or where they are not to be had perf's software event. Worst case a million events a second and CPU.
+//! Source `page_fault`: two tracepoints, by processor mode, or where they are not to be had perf's software event. Worst
+//! case a million events a second and CPU.
 //!
 //! Nothing is sent; everything is counted here, by owner and kind, through one slot a CPU and program
 //! (`monitor_common::page_fault::Slot` has the protocol). The common case is a few loads, a comparison and an addition.

@@ -69,10 +69,11 @@ pub fn examine_fields(config: &Config) -> anyhow::Result<Support> {
     let settings = settings(config);
     let direct = support.facts.has_typed_helpers();
     match self_check::check(&Loader::new(&support, &settings), direct) {
-        Ok(()) => {}
+        Ok(()) => support.facts.entry_registers = Presence::Yes,
         Err(error @ (SelfCheckError::Mismatch { .. } | SelfCheckError::PidNamespace)) => {
             support.facts.fields_missing = Some(error.to_string())
         }
+        Err(SelfCheckError::Registers) => support.facts.entry_registers = Presence::No,
         // What keeps the check from running will be told again, by the sources, if it matters to them.
         Err(error) => log::warn!("field offsets could not be checked: {error}"),
     }

@@ -160,6 +160,13 @@ fn the_victim_of_a_cgroup_without_memory_is_named() -> Result<()> {
     let event = agent.event("the victim", |event| event["event"] == "oom_victim" && event["pid"] == pid)?;
     expect::exactly("its name", json::text(&event, "command")?, "workload")?;
     expect::exactly("its cgroup", json::text(&event, "cgroup")?, &cgroup.path())?;
+    let exit = agent.event("its exit", |event| event["event"] == "exit" && event["pid"] == pid)?;
+    expect::exactly("cgroup it exited in", json::text(&exit, "cgroup")?, &cgroup.path())?;
+    let order = agent.events(|event| event["pid"] == pid)?;
+    let order: Vec<&str> = order.iter().filter_map(|event| event["event"].as_str()).collect();
+    let place = |kind: &str| order.iter().position(|event| *event == kind);
+    ensure!(place("oom_victim") < place("exit"), "the exit is told before its cause: {order:?}");
+    ensure!(json::count(&event, "time_ns")? <= json::count(&exit, "time_ns")?, "{event} is younger than {exit}");
     agent.settle()?;
     let process = agent.process(pid)?;
     expect::exactly("killed for memory", &process["oom_killed"], &Value::Bool(true))?;

@@ -35,7 +35,7 @@ Examples:
   monitor query '/v1/events?follow=true'       what happens, as it happens
   monitor doctor                               what this kernel offers, and what is missing
 
-Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration, 3 this kernel cannot.";
+Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration; doctor: 3 this kernel can serve no source.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -212,7 +212,9 @@ impl<'a> Loader<'a> {
         }
         for attachment in rung.attachments {
             let program = object.program_mut(attachment.program).ok_or(LoadError::Missing(attachment.program))?;
-            let Ok(fd) = program.fd().and_then(|fd| Ok(fd.try_clone()?)) else { continue };
+            // One that is not loaded was done without above.
+            let Ok(fd) = program.fd() else { continue };
+            let fd = fd.try_clone()?;
             match self.attach_program(program, attachment.hook) {
                 Ok(opened) => {
                     events.extend(opened);

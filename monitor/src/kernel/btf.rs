@@ -180,6 +180,14 @@ impl Types {
             kind::CONST => format!("const {}", inner()),
             kind::VOLATILE => format!("volatile {}", inner()),
             kind::RESTRICT | kind::TYPE_TAG => inner(),
+            // gcc and clang name the same types in their own ways; gcc's stand in the table.
+            kind::INT => match name().as_str() {
+                "unsigned int" | "unsigned" => "unsigned int".into(),
+                "unsigned long" => "long unsigned int".into(),
+                "long" => "long int".into(),
+                "_Bool" => "bool".into(),
+                name => name.into(),
+            },
             kind::FUNC_PROTO => "function".into(),
             kind::ARRAY => "array".into(),
             _ => name(),

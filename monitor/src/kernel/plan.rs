@@ -133,7 +133,10 @@ const PAGE_FAULT: &[Rung] = &[
     ),
     Rung {
         cannot_tell: &["user_read", "user_write", "user_fetch", "kernel_read", "kernel_write"],
-        caveats: &["counted by sixteens: a process's faults are estimates"],
+        caveats: &[
+            "counted by sixteens: a process's faults are estimates",
+            "faults on a processor that comes on line later are not counted",
+        ],
         ..Rung::new(
             "software_event",
             Access::Helper,
@@ -209,6 +212,8 @@ const BLOCK_IO: &[Rung] = &[
         Access::LoadOrHelper,
         &[
             required("block_io_bio", Hook::TpBtf("block_bio_queue")),
+            optional("block_io_split", Hook::TpBtf("block_split")),
+            required("block_io_bio_done", Hook::TpBtf("block_bio_complete")),
             required("block_io_insert", Hook::TpBtf("block_rq_insert")),
             required("block_io_first_issue", Hook::TpBtf("block_rq_issue")),
             optional("block_io_merge", Hook::TpBtf("block_rq_merge")),
@@ -220,6 +225,8 @@ const BLOCK_IO: &[Rung] = &[
         Access::Helper,
         &[
             required("block_io_bio_raw", Hook::RawTracepoint("block_bio_queue")),
+            optional("block_io_split_raw", Hook::RawTracepoint("block_split")),
+            required("block_io_bio_done_raw", Hook::RawTracepoint("block_bio_complete")),
             required("block_io_insert_raw", Hook::RawTracepoint("block_rq_insert")),
             required("block_io_first_issue_raw", Hook::RawTracepoint("block_rq_issue")),
             optional("block_io_merge_raw", Hook::RawTracepoint("block_rq_merge")),
@@ -307,6 +314,10 @@ fn refusal(rung: &Rung, facts: &Facts, wish: &Wish<'_>) -> Option<String> {
     if rung.access == Access::Load && facts.task_helper == Presence::No {
         return Some("this kernel has no bpf_get_current_task_btf (Linux 5.11)".into());
     }
+    let reads_entry = |hook| matches!(hook, Hook::FExit(_) | Hook::SyscallTracepoint(_));
+    if facts.entry_registers == Presence::No && rung.attachments.iter().any(|a| reads_entry(a.hook)) {
+        return Some("the registers of a system call are not found on this kernel".into());
+    }
     rung.attachments.iter().filter(|a| a.required).find_map(|a| unusable(a.hook, facts))
 }
 
@@ -326,8 +337,10 @@ pub fn hooks() -> impl Iterator<Item = Hook> {
 impl fmt::Display for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TpBtf(name) | Self::RawTracepoint(name) => write!(f, "tracepoint {name}"),
-            Self::FEntry(name) | Self::FExit(name) => write!(f, "function {name}"),
+            Self::TpBtf(name) => write!(f, "tracepoint {name}"),
+            Self::RawTracepoint(name) => write!(f, "raw tracepoint {name}"),
+            Self::FEntry(name) => write!(f, "function {name}"),
+            Self::FExit(name) => write!(f, "end of function {name}"),
             Self::SyscallTracepoint(name) => write!(f, "tracepoint syscalls:{name}"),
             Self::PageFaults { .. } => f.write_str("perf event page-faults"),
         }

@@ -1,9 +1,10 @@
 //! Arguments of every kernel function and tracepoint that a program is attached to, as the kernels known so far have them.
 //!
 //! A new kernel may reorder or drop arguments; a program that reads the wrong one counts nonsense. So a hook whose
-//! arguments are in no row here is not used, and says so. The matrix of kernels checks every row against each kernel.
+//! arguments are in no row here is not used, and says so. The matrix of kernels checks that each has the row it should have.
 
 use super::{btf::Types, plan::Hook};
+use std::collections::BTreeMap;
 
 /// Arguments that one hook has on some kernels.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +41,9 @@ pub const SIGNATURES: &[Signature] = &[
     row("block_io_start", &[REQUEST], "6.5 …"),
     row("block_bio_queue", &["struct request_queue *", "struct bio *"], "5.10"),
     row("block_bio_queue", &["struct bio *"], "5.11 …"),
+    row("block_split", &["struct request_queue *", "struct bio *", "unsigned int"], "5.10"),
+    row("block_split", &["struct bio *", "unsigned int"], "5.11 …"),
+    row("block_bio_complete", &["struct request_queue *", "struct bio *"], ALL),
     row("block_rq_insert", &[REQUEST], "5.11 …, and Debian's 5.10"),
     row("block_rq_issue", &[REQUEST], "5.11 …, and Debian's 5.10"),
     row("block_rq_merge", &[REQUEST], "5.11 …, and Debian's 5.10"),
@@ -64,6 +68,13 @@ pub fn arguments(types: &Types, hook: Hook) -> Option<Vec<String>> {
         // The tracing file system's are ABI, and so are perf's.
         Hook::SyscallTracepoint(_) | Hook::PageFaults { .. } => None,
     }
+}
+
+/// Arguments that this kernel has for what has several rows in the table, by name.
+pub fn variants(types: &Types) -> BTreeMap<&'static str, String> {
+    let several = |name| SIGNATURES.iter().filter(|signature| signature.name == name).count() > 1;
+    let hooks = super::plan::hooks().filter(|hook| hook.name().is_some_and(several));
+    hooks.filter_map(|hook| Some((hook.name()?, arguments(types, hook)?.join(", ")))).collect()
 }
 
 /// Whether a hook with these arguments is one the programs were written for.

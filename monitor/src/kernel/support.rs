@@ -88,6 +88,8 @@ pub struct Facts {
     pub task_helper: Presence,
     /// Whether they may ask for a task's registers (Linux 5.15).
     pub registers_helper: Presence,
+    /// Whether the registers that a task entered the kernel with are found, by helper or on its stack.
+    pub entry_registers: Presence,
     /// Whether the tracing file system is to be had, and else why not.
     pub tracefs: Result<(), String>,
     /// Whom everything is charged to.
@@ -101,6 +103,8 @@ pub struct Facts {
     /// Every place where a program could be attached.
     #[serde(serialize_with = "hooks_by_name")]
     pub hooks: BTreeMap<Hook, Presence>,
+    /// What arguments those have that differ from kernel to kernel, as far as these are known.
+    pub arguments: BTreeMap<&'static str, String>,
     /// Those whose arguments are not the ones the programs know, with what they are.
     #[serde(serialize_with = "hooks_by_name")]
     pub changed: BTreeMap<Hook, String>,
@@ -116,12 +120,14 @@ impl Default for Facts {
             fields_missing: None,
             task_helper: Presence::CouldNotTell,
             registers_helper: Presence::CouldNotTell,
+            entry_registers: Presence::CouldNotTell,
             tracefs: Ok(()),
             cgroup: CgroupHierarchy::V2 { mount: None },
             io_on_v2: false,
             possible_cpus: 1,
             missing_capabilities: Vec::new(),
             hooks: BTreeMap::new(),
+            arguments: BTreeMap::new(),
             changed: BTreeMap::new(),
         }
     }
@@ -180,6 +186,7 @@ pub fn probe() -> Support {
             };
             facts.task_helper = helper("BPF_FUNC_get_current_task_btf");
             facts.registers_helper = helper("BPF_FUNC_task_pt_regs");
+            facts.arguments = signature::variants(types);
             facts.changed = plan::hooks().filter_map(|hook| changed(types, hook)).collect();
             match layout::constants(types, &facts) {
                 Ok(found) => constants = found,

@@ -178,7 +178,7 @@ struct BtfInfo {
     kernel_btf: u32,
 }
 
-/// `open_flags` follow `next_id`; a shorter attribute would be filled with what is behind it.
+/// Of `union bpf_attr`, what the commands take that walk over ids.
 #[repr(C)]
 #[derive(Default)]
 struct IdAttr {

@@ -7,6 +7,11 @@ use toml::{Table, Value};
 /// The sources, as the agent names them.
 pub(super) const SOURCES: [&str; 4] = ["lifecycle", "page_fault", "address_space", "block_io"];
 
+/// All kernels' expectations, by name.
+pub(super) fn all() -> Result<Table> {
+    Ok(include_str!("../../kernels.toml").parse()?)
+}
+
 /// One kernel's expectations.
 pub(super) struct Expected(Table);
 
@@ -20,7 +25,7 @@ impl Expected {
         );
         let name = words.split_whitespace().find_map(|word| word.strip_prefix("vm.kernel="));
         let name = name.context("the command line does not name the kernel")?;
-        let all: Table = include_str!("../../kernels.toml").parse()?;
+        let all = all()?;
         let here = all.get(name).and_then(Value::as_table).with_context(|| format!("kernels.toml has no {name}"))?;
         Ok(Self(here.clone()))
     }
@@ -29,6 +34,12 @@ impl Expected {
     pub(super) fn rungs(&self, source: &str) -> Result<Vec<&str>> {
         let rungs = self.0.get(source).and_then(Value::as_array).with_context(|| format!("no rungs of {source}"))?;
         rungs.iter().map(|rung| rung.as_str().context("a rung is no name")).collect()
+    }
+
+    /// The arguments of what differs from kernel to kernel.
+    pub(super) fn arguments(&self) -> Result<serde_json::Value> {
+        let arguments = self.0.get("arguments").and_then(Value::as_table).context("no arguments")?;
+        Ok(serde_json::to_value(arguments)?)
     }
 
     /// Whether it has something.

@@ -1,21 +1,23 @@
 //! Every capability that kernels.toml lists is there and used, and every other one is absent.
 
-use super::expected::{Expected, SOURCES};
+use super::expected::{self, Expected, SOURCES};
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use monitor::kernel::signature::SIGNATURES;
+use serde_json::json;
 use std::{
     fs,
     io::{Read, Write},
 };
 use tests::{Cgroup, Machine, agent, expect, json};
+use toml::{Table, Value};
 
-fn doctor(flags: &[&str]) -> Result<Value> {
+fn doctor(flags: &[&str]) -> Result<serde_json::Value> {
     let output = agent::run(&[&["doctor", "--json"], flags].concat())?;
     ensure!(output.status.success(), "doctor: {}", String::from_utf8_lossy(&output.stderr));
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-fn source<'a>(report: &'a Value, name: &str) -> Result<&'a Value> {
+fn source<'a>(report: &'a serde_json::Value, name: &str) -> Result<&'a serde_json::Value> {
     let sources = json::list(report, "sources")?;
     sources.iter().find(|source| source["source"] == name).with_context(|| format!("no source {name}"))
 }
@@ -77,7 +79,22 @@ fn every_rung_holds_where_it_is_known_to_and_is_refused_with_a_reason_elsewhere(
 fn every_function_and_tracepoint_has_the_arguments_that_the_programs_know() -> Result<()> {
     let _machine = Machine::claim()?;
     let report = doctor(&[])?;
-    expect::exactly("changed hooks", json::at(&report, "facts.changed")?, &json!({}))
+    expect::exactly("changed hooks", json::at(&report, "facts.changed")?, &json!({}))?;
+    let expected = Expected::here()?.arguments()?;
+    expect::exactly("arguments that differ", json::at(&report, "facts.arguments")?, &expected)
+}
+
+#[test]
+fn every_known_signature_is_that_of_some_kernel_of_the_matrix() -> Result<()> {
+    let all = expected::all()?;
+    for signature in SIGNATURES {
+        let rows = SIGNATURES.iter().filter(|other| other.name == signature.name).count();
+        let arguments = signature.arguments.join(", ");
+        let has = |kernel: &Table| kernel["arguments"].get(signature.name).and_then(Value::as_str) == Some(&arguments);
+        let found = all.values().filter_map(Value::as_table).any(has);
+        ensure!(rows == 1 || found, "no kernel has {}({arguments})", signature.name);
+    }
+    Ok(())
 }
 
 #[test]

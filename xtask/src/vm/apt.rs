@@ -24,7 +24,7 @@ impl Apt {
         }
         fs::write(apt.directory.join("state/status"), "").context("cannot write apt's status file")?;
         let mut targets = Command::new("apt-get");
-        targets.args(["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"]);
+        targets.args(["indextargets", "--format", "$(ORIGIN) $(RELEASE) $(REPO_URI)", "Created-By: Packages"]);
         let mirrors = process::output(&mut targets).context("this machine has no apt")?;
         fs::write(apt.directory.join("sources.list"), sources(&mirrors, suites)?)
             .context("cannot write apt's sources")?;
@@ -90,10 +90,11 @@ impl Apt {
     }
 }
 
-/// apt's sources for these suites, from the "release uri" lines of this machine's.
+/// apt's sources for these suites, from the "origin release uri" lines of this machine's.
 fn sources(mirrors: &str, suites: &[&str]) -> Result<String> {
     let base = |security: bool| {
-        let mut lines = mirrors.lines().filter_map(|line| line.split_once(' '));
+        let debian = mirrors.lines().filter_map(|line| line.strip_prefix("Debian "));
+        let mut lines = debian.filter_map(|line| line.split_once(' '));
         let fits = |release: &str| if security { release.ends_with("-security") } else { !release.contains('-') };
         lines.find(|(release, _)| fits(release)).map(|(_, uri)| uri)
     };
@@ -134,13 +135,13 @@ mod tests {
 
     #[test]
     fn suites_are_looked_for_on_the_mirrors_this_machine_has() {
-        let mirrors =
-            "bookworm http://mirror/debian/\nbookworm-updates http://other/\nbookworm-security http://safe/\n";
+        let mirrors = "Other bookworm http://other/\nDebian bookworm http://mirror/debian/\n\
+                       Debian bookworm-updates http://other/\nDebian bookworm-security http://safe/\n";
         let text = sources(mirrors, &["sid", "trixie-security"]).unwrap();
         assert!(
             text.contains(" http://mirror/debian/ sid main\n") && text.contains(" http://safe/ trixie-security main")
         );
-        let refused = sources("noble http://ubuntu/\n", &["trixie-security"]).unwrap_err().to_string();
+        let refused = sources("Ubuntu noble-security http://ubuntu/\n", &["trixie-security"]).unwrap_err().to_string();
         assert!(refused.contains("no mirror of Debian's security updates"), "{refused}");
     }
 

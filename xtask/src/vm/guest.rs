@@ -30,6 +30,8 @@ impl Programs {
             let mut cargo = process::cargo();
             cargo.args(arguments).args(["--target", TARGET, "--profile", PROFILE]);
             // With a target named, this leaves build scripts and procedural macros alone, which cannot be static.
+            // These would take its place.
+            cargo.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
             cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static");
             cargo
         };

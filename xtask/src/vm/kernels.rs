@@ -89,10 +89,17 @@ pub(crate) fn fetch(
         return kernels.iter().map(|&kernel| (kernel, cached(kernel).with_context(|| absent(kernel)))).collect();
     }
     let packages = Apt::update(directory, &KERNELS.map(|kernel| kernel.suite));
-    let fetch_one = |kernel: &'static Kernel| match &packages {
-        Ok(apt) => kernel.fetch(apt, directory),
+    let fetch_one = |kernel: &'static Kernel| {
+        let fetched = match &packages {
+            Ok(apt) => kernel.fetch(apt, directory),
+            Err(error) => Err(anyhow::anyhow!("{error:#}")),
+        };
         // What was fetched before is as good as what it was fetched from.
-        Err(error) => cached(kernel).map_err(|_| anyhow::anyhow!("{error:#}")),
+        fetched.or_else(|error| {
+            let image = cached(kernel).map_err(|_| anyhow::anyhow!("{error:#}"))?;
+            eprintln!("{}: {error:#}; taking {}, which is here", kernel.name, image.version);
+            Ok(image)
+        })
     };
     kernels.iter().map(|&kernel| (kernel, fetch_one(kernel))).collect()
 }
@@ -164,9 +171,14 @@ fn unpack(package: &Path, into: &Path) -> Result<()> {
     let archive = dpkg.stdout.take().context("dpkg-deb has no output")?;
     let mut tar = Command::new("tar");
     tar.arg("-x").arg("-C").arg(into).arg("--wildcards").args(UNPACKED);
-    // It complains, and fails, about patterns that match nothing, which some always do.
-    let _ = tar.stdin(archive).stderr(Stdio::null()).status().context("cannot start tar")?;
+    let unpacked = tar.stdin(archive).stderr(Stdio::piped()).output().context("cannot start tar")?;
     let status = dpkg.wait()?;
+    // tar complains, and fails, about patterns that match nothing, which some always do.
+    let complaints = String::from_utf8_lossy(&unpacked.stderr);
+    let expected = |line: &&str| !line.contains("Not found in archive") && !line.contains("Exiting with failure");
+    if let Some(complaint) = complaints.lines().find(expected) {
+        bail!("cannot unpack {}: {complaint}", package.display());
+    }
     if !status.success() {
         bail!("dpkg-deb ended with {status} on {}", package.display());
     }

@@ -15,7 +15,7 @@ use kernels::Image;
 use machine::{Boot, Emulator, Report};
 use std::{
     collections::VecDeque,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::Mutex,
     thread,
@@ -48,7 +48,7 @@ enum Subcommand {
         /// Which: 5.10, 6.1, 6.12, 6.18, newest
         kernel: String,
         /// Kind of host: v2, hybrid or v1
-        #[arg(long, default_value = "v2")]
+        #[arg(long, default_value = "v2", value_parser = ["v2", "hybrid", "v1"])]
         cgroup: String,
     },
 }
@@ -58,7 +58,7 @@ struct Matrix {
     /// Which kernels, separated by commas: 5.10, 6.1, 6.12, 6.18, newest; all when left out
     #[arg(long, value_delimiter = ',')]
     kernels: Vec<String>,
-    /// Which kinds of hosts, separated by commas: v2, hybrid, v1, bare (no PSI, no tracefs), no-btf; all when
+    /// Which kinds of hosts, separated by commas: v2, smp (two processors), hybrid, v1, bare (no PSI, no tracefs), no-btf; all when
     /// left out, and v2 alone with --test, --exec and --smoke
     #[arg(long, value_delimiter = ',', value_parser = HOSTS.map(|host| host.name))]
     hosts: Vec<String>,
@@ -78,13 +78,13 @@ struct Matrix {
     #[arg(long)]
     smoke: bool,
     /// How often to run all of it
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
     /// Seconds that one virtual machine may take
     #[arg(long, default_value_t = 1200)]
     timeout: u64,
     /// Write what was found into the README's table of kernels
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["kernels", "hosts", "test", "exec"])]
     readme: bool,
     /// Use the kernels that were fetched before
     #[arg(long)]
@@ -102,8 +102,9 @@ struct Host {
 }
 
 /// What a host of each kind is made of by the first process (tests/src/bin/vm-init.rs) and the kernel itself.
-const HOSTS: [Host; 5] = [
+const HOSTS: [Host; 6] = [
     Host { name: "v2", words: "vm.cgroup=v2", kernels: &[], tests: &["--skip", "vm::crippled"] },
+    Host { name: "smp", words: "vm.cgroup=v2", kernels: &[], tests: WHERE_PROCESSORS_MATTER },
     Host { name: "hybrid", words: "vm.cgroup=hybrid", kernels: WITH_MEMORY_V1, tests: WHERE_CGROUPS_MATTER },
     Host { name: "v1", words: "vm.cgroup=v1", kernels: WITH_MEMORY_V1, tests: WHERE_CGROUPS_MATTER },
     Host { name: "bare", words: "vm.cgroup=v2 psi=0 vm.tracefs=no", kernels: &[], tests: &["vm::crippled::bare"] },
@@ -121,6 +122,15 @@ const WHERE_CGROUPS_MATTER: &[&str] = &[
     "vm::churn",
     "vm::rungs::lives",
 ];
+/// The host of that name has two.
+const WHERE_PROCESSORS_MATTER: &[&str] = &[
+    "page_fault::totals_of_two",
+    "page_fault::faults_of_threads",
+    "block_io::direct_io_on_a_busy",
+    "block_io::each_of_several",
+    "vm::rungs::page_faults",
+    "vm::rungs::block_io",
+];
 /// Shows that a kernel is served at all: every rung loads, attaches and tells the same as the others and the workload.
 const SMOKE: &[&str] =
     &["vm::kernel::every_source", "vm::kernel::every_function", "vm::rungs", "cgroup::a_process_that_moves"];
@@ -128,11 +138,22 @@ const SMOKE: &[&str] =
 pub(crate) fn run(options: &Options) -> Result<()> {
     workspace::require_supported_machine()?;
     let directory = workspace::target_directory()?.join("vm");
+    let _lock = lock_directory(&directory)?;
     match &options.command {
         Some(Subcommand::Fetch { kernels }) => fetch(&directory, kernels),
         Some(Subcommand::Shell { kernel, cgroup }) => shell(&directory, kernel, cgroup),
         None => matrix(&directory, &options.matrix),
     }
+}
+
+/// Two at a time would take each other's disks away.
+fn lock_directory(directory: &Path) -> Result<File> {
+    fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    let lock = File::create(directory.join("lock")).context("cannot make a lock file")?;
+    if lock.try_lock().is_err() {
+        bail!("another `cargo xtask vm` is at work in {}: wait for it, or end it", directory.display());
+    }
+    Ok(lock)
 }
 
 fn fetch(directory: &Path, names: &[String]) -> Result<()> {
@@ -150,7 +171,7 @@ fn fetch(directory: &Path, names: &[String]) -> Result<()> {
 }
 
 fn shell(directory: &Path, kernel: &str, cgroup: &str) -> Result<()> {
-    let emulator = Emulator::find(1, Duration::MAX)?;
+    let emulator = Emulator::find(Duration::MAX)?;
     let busybox = kernels::require("busybox", "busybox-static")?;
     let mut fetched = kernels::fetch(directory, &kernels::named(&[kernel.to_owned()])?, false);
     let image = fetched.remove(0).1?;
@@ -162,7 +183,8 @@ fn shell(directory: &Path, kernel: &str, cgroup: &str) -> Result<()> {
     emulator.interact(&Boot {
         vmlinuz: &image.vmlinuz,
         archive: &archive,
-        words: &format!("vm.cgroup={cgroup}"),
+        words: &format!("vm.cgroup={cgroup} vm.kernel={kernel}"),
+        processors: 2,
         plan: &plan,
         directory: &directory.join("run/shell"),
         log: Path::new("/dev/null"),
@@ -184,7 +206,7 @@ impl Job<'_> {
 
 fn matrix(directory: &Path, options: &Matrix) -> Result<()> {
     let start = Instant::now();
-    let emulator = Emulator::find(options.smp, Duration::from_secs(options.timeout))?;
+    let emulator = Emulator::find(Duration::from_secs(options.timeout))?;
     let wanted = kernels::named(&options.kernels)?;
     let programs = Programs::build()?;
     let fetched = kernels::fetch(directory, &wanted, options.offline);
@@ -213,6 +235,9 @@ fn matrix(directory: &Path, options: &Matrix) -> Result<()> {
             let hosts = HOSTS.iter().filter(fits).filter(wanted);
             jobs.extend(hosts.map(|host| Job { image, host, round }));
         }
+    }
+    if jobs.is_empty() && fetched.iter().any(|(_, image)| image.is_ok()) {
+        bail!("no virtual machine fits: hybrid and v1 hosts are made of {} only", WITH_MEMORY_V1.join(" and "));
     }
     let jobs = Mutex::new(jobs);
     let reports = Mutex::new(Vec::new());
@@ -276,6 +301,7 @@ fn run_job(
         vmlinuz: &job.image.vmlinuz,
         archive: &archive,
         words: &format!("{} vm.kernel={}", job.host.words, job.image.kernel.name),
+        processors: if job.host.name == "smp" { options.smp.max(2) } else { options.smp },
         plan: &plan,
         directory: scratch,
         log: &log_file(job, logs),
@@ -283,7 +309,8 @@ fn run_job(
 }
 
 fn log_file(job: &Job<'_>, logs: &Path) -> PathBuf {
-    logs.join(format!("{}.log", job.name()))
+    let round = if job.round > 0 { format!("-round-{}", job.round + 1) } else { String::new() };
+    logs.join(format!("{}{round}.log", job.name()))
 }
 
 fn plan(host: &Host, options: &Matrix) -> Vec<Step> {
@@ -296,7 +323,7 @@ fn plan(host: &Host, options: &Matrix) -> Vec<Step> {
         Some(name) => tests.push(name.clone()),
         None => tests.extend(words(if options.smoke { SMOKE } else { host.tests })),
     }
-    vec![Step { name: "it", command: tests }]
+    vec![Step { name: machine::TESTS, command: tests }]
 }
 
 /// Prints what became of a machine.

@@ -129,27 +129,34 @@ fn whole_pages(bytes: usize) -> usize {
     bytes.next_multiple_of(PAGE)
 }
 
-/// `compatible-brk COUNT`: asks where the heap ends as 32-bit programs call the kernel, which 64-bit ones can, too.
-pub(crate) fn compatible_brk(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
-    /// System-call number (arch/x86/entry/syscalls/syscall_32.tbl).
-    const BRK: u64 = 45;
+/// `compatible COUNT`: calls the kernel as 32-bit programs do, which 64-bit ones can, too: brk by its 32-bit number, and calls
+/// whose 32-bit numbers are those of mmap, munmap and brk for 64-bit programs. Tells how many of each.
+pub(crate) fn compatible(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    /// System-call numbers (arch/x86/entry/syscalls/syscall_32.tbl): brk, link, execve, chdir.
+    const CALLS: [u64; 4] = [45, 9, 11, 12];
     let count: u64 = arguments.value("count")?;
-    let mut calls = 0;
-    for _ in 0..count {
-        let result: u64;
-        // SAFETY: asking changes nothing. LLVM keeps rbx to itself, so it is saved by hand; the kernel clobbers r8 to r11.
-        unsafe {
-            std::arch::asm!(
-                "push rbx",
-                "xor ebx, ebx",
-                "int 0x80",
-                "pop rbx",
-                inlateout("rax") BRK => result,
-                out("r8") _, out("r9") _, out("r10") _, out("r11") _,
-            );
+    for number in CALLS {
+        for _ in 0..count {
+            // With no arguments, brk tells where the heap ends, and the others fail with EFAULT.
+            ensure!(call_as_32_bit(number) != 0, "call {number} was not made");
         }
-        calls += u64::from(result != 0);
     }
-    report.number("calls", calls);
+    report.number("calls", count);
     Ok(())
+}
+
+fn call_as_32_bit(number: u64) -> u64 {
+    let result: u64;
+    // SAFETY: the calls above change nothing. LLVM keeps rbx to itself, so it is saved by hand; the kernel clobbers r8 to r11.
+    unsafe {
+        std::arch::asm!(
+            "push rbx",
+            "xor ebx, ebx",
+            "int 0x80",
+            "pop rbx",
+            inlateout("rax") number => result,
+            in("rcx") 0, in("rdx") 0, out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    result
 }

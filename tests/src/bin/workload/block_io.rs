@@ -77,6 +77,22 @@ pub(crate) fn direct(arguments: &mut Arguments<'_>, report: &mut Report) -> Resu
     Ok(())
 }
 
+/// `durable PATH BLOCKS BYTES`: writes past the page cache, each of which the device must have made durable when it returns.
+/// Tells the bytes.
+pub(crate) fn durable(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    stay_in_memory()?;
+    let mut options = OpenOptions::new();
+    let file = options.write(true).custom_flags(libc::O_DIRECT | libc::O_DSYNC).open(arguments.word("path")?)?;
+    let blocks: usize = arguments.value("blocks")?;
+    let bytes: usize = arguments.value("bytes")?;
+    let mut block = touched(bytes)?;
+    for i in 0..blocks {
+        file.write_all_at(&block.bytes_mut()[..bytes], (2 * i * bytes) as u64).with_context(|| format!("block {i}"))?;
+    }
+    report.number("bytes", (blocks * bytes) as u64);
+    Ok(())
+}
+
 fn transfer(file: &File, operation: Operation, block: &mut [u8], offset: u64) -> io::Result<()> {
     match operation {
         Operation::Read => file.read_exact_at(block, offset),
