@@ -11,6 +11,7 @@ use tests::{
     clock::{PATIENCE, wait_until},
     disk::{self, Stat},
     expect, json,
+    proc::kernel_major,
 };
 
 const MIB: u64 = 1 << 20;
@@ -142,11 +143,6 @@ fn direct_io_on_a_busy_machine_is_exact_and_unseen_completions_are_told() -> Res
     let timed = measured.grown("block_io.write_latency.count")?;
     expect::between("writes with a latency", BUSY_BLOCKS - unseen, timed, BUSY_BLOCKS)?;
     agent.stop()
-}
-
-fn kernel_major() -> Result<u32> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    release.split('.').next().and_then(|major| major.parse().ok()).with_context(|| format!("no number in {release}"))
 }
 
 fn only(operation: &str, ops: u64, bytes: u64) -> Stat {

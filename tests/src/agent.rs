@@ -19,6 +19,8 @@ use tempfile::TempDir;
 
 /// Variables that are not settings, which the agent under test keeps.
 const KEPT_VARIABLES: [&str; 2] = ["MONITOR_BIN", "MONITOR_OBJECTS"];
+/// Measurements that may be spoilt one after the other.
+const TRIES: u32 = 5;
 /// The tick of the tests, unless they give one.
 const TICK: [&str; 2] = ["--tick", "200ms"];
 
@@ -231,9 +233,30 @@ impl Agent {
 
     /// Lets a workload do one thing, between two settled snapshots.
     ///
+    /// Since Linux 7.0 a program can be preempted, and the kernel then skips it for a task that needs it meanwhile, and says
+    /// so: what was skipped is told as lost. A measurement in which that happened is made again.
+    ///
     /// # Errors
-    /// Those of the agent and of the workload.
+    /// Those of the agent and of the workload; or the kernel skips runs every time.
     pub fn measure(&self, workload: &mut Workload, command: &str) -> Result<Measured> {
+        for _ in 0..TRIES {
+            let skipped = self.skipped_runs()?;
+            let measured = self.measure_once(workload, command)?;
+            if self.skipped_runs()? == skipped || proc::kernel_major()? < 7 {
+                return Ok(measured);
+            }
+        }
+        bail!("the kernel skipped runs of the programs in each of {TRIES} measurements")
+    }
+
+    /// Runs of its programs that the kernel skipped so far.
+    fn skipped_runs(&self) -> Result<u64> {
+        let answer = self.get("/v1/processes?limit=1")?;
+        let sources = json::at(&answer, "coverage")?.as_object().context("no coverage")?;
+        sources.values().map(|source| json::count(source, "lost.skipped_runs")).sum()
+    }
+
+    fn measure_once(&self, workload: &mut Workload, command: &str) -> Result<Measured> {
         self.settle()?;
         let (before, faults_before) = (self.process(workload.pid())?, proc::faults(workload.pid())?);
         let made = workload.run(command)?;

@@ -55,6 +55,15 @@ fn field(fields: &[&str], number: usize) -> Result<u64> {
     text.parse().with_context(|| format!("field {number} of /proc/PID/stat is {text:?}"))
 }
 
+/// The first number of the kernel's release.
+///
+/// # Errors
+/// It has none.
+pub fn kernel_major() -> Result<u32> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    release.split('.').next().and_then(|major| major.parse().ok()).with_context(|| format!("no number in {release}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

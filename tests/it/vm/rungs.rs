@@ -34,32 +34,39 @@ fn under_each_rung(source: &str, group: &str, commands: &[String]) -> Result<Vec
     let expected = Expected::here()?;
     let mut all = Vec::new();
     for rung in expected.rungs(source)? {
-        let agent = Agent::start(&["--set", &format!("{source}.rung={rung}")])?;
-        let coverage = agent.coverage(source)?;
-        expect::exactly(source, &coverage["rung"], &Value::from(rung)).with_context(|| coverage.to_string())?;
-        let mut workload = Workload::start()?;
-        // Once unmeasured, so that none of its code is read from disk or faulted in while it counts.
-        commands.iter().try_for_each(|command| workload.run(command).map(drop))?;
-        let mut told = Told { rung: rung.to_owned(), columns: Columns::new(), measured: Vec::new() };
-        for command in commands {
-            let measured = agent.measure(&mut workload, command)?;
-            let counters = json::at(&measured.after, group)?.as_object().context("no group of counters")?;
-            for (name, value) in counters.iter().filter(|(name, value)| name.ends_with("_total") && !value.is_f64()) {
-                let column = told.columns.entry(name.clone()).or_insert(value.is_u64().then_some(0));
-                if let Some(sum) = column {
-                    *sum += measured.grown(&format!("{group}.{name}"))?;
-                }
-            }
-            told.measured.push(measured);
-        }
-        let coverage = agent.coverage(source)?;
-        let lost = json::count(&coverage, "lost_total")?;
-        expect::exactly(rung, lost, 0).with_context(|| format!("{coverage}\n{}", agent.words()))?;
-        agent.stop()?;
+        let (told, coverage) = under_rung(source, group, commands, rung)?;
+        // But for what `measure` bears.
+        let lost = json::count(&coverage, "lost_total")? - json::count(&coverage, "lost.skipped_runs")?;
+        expect::exactly(rung, lost, 0).with_context(|| coverage.to_string())?;
         all.push(told);
     }
     ensure!(all.len() >= 2, "only {} rungs of {source} hold here: nothing to compare", all.len());
     Ok(all)
+}
+
+/// Runs commands under one rung: what it told, and its coverage.
+fn under_rung(source: &str, group: &str, commands: &[String], rung: &str) -> Result<(Told, Value)> {
+    let agent = Agent::start(&["--set", &format!("{source}.rung={rung}")])?;
+    let coverage = agent.coverage(source)?;
+    expect::exactly(source, &coverage["rung"], &Value::from(rung)).with_context(|| coverage.to_string())?;
+    let mut workload = Workload::start()?;
+    // Once unmeasured, so that none of its code is read from disk or faulted in while it counts.
+    commands.iter().try_for_each(|command| workload.run(command).map(drop))?;
+    let mut told = Told { rung: rung.to_owned(), columns: Columns::new(), measured: Vec::new() };
+    for command in commands {
+        let measured = agent.measure(&mut workload, command)?;
+        let counters = json::at(&measured.after, group)?.as_object().context("no group of counters")?;
+        for (name, value) in counters.iter().filter(|(name, value)| name.ends_with("_total") && !value.is_f64()) {
+            let column = told.columns.entry(name.clone()).or_insert(value.is_u64().then_some(0));
+            if let Some(sum) = column {
+                *sum += measured.grown(&format!("{group}.{name}"))?;
+            }
+        }
+        told.measured.push(measured);
+    }
+    let coverage = agent.coverage(source)?;
+    agent.stop()?;
+    Ok((told, coverage))
 }
 
 #[test]
@@ -91,7 +98,8 @@ fn page_faults_are_the_same_by_every_rung() -> Result<()> {
             for (name, pages) in [
                 ("user_write_not_present_total", 20_000),
                 ("kernel_write_not_present_total", 20_000),
-                ("user_read_not_present_total", 20_000),
+                // Half of them are of pages that are to be copied: those are read first.
+                ("user_read_not_present_total", 30_000),
             ] {
                 let counted = count(name).with_context(|| format!("{rung} does not tell {name}"))?;
                 expect::within_a_thousandth(&format!("{name} by {rung}"), counted, pages)?;
@@ -150,7 +158,7 @@ fn block_io_is_the_same_by_every_rung() -> Result<()> {
     // Only a device with a cache of its own holds what is to be durable back; the kernel splits what is too long for it.
     fs::write(format!("/sys/block/{}/queue/write_cache", device.name()), "write back")
         .context("cannot set the cache")?;
-    device.set_queue("max_sectors_kb", "512")?;
+    device.set_queue("max_sectors_kb", "128")?;
     let commands = [
         format!("durable {path} 30 4096"),
         format!("durable {path} 3 2097152"),
@@ -159,19 +167,22 @@ fn block_io_is_the_same_by_every_rung() -> Result<()> {
         format!("flush {path} 20"),
         format!("discard {path} 20 65536"),
     ];
-    let told = under_each_rung("block_io", "block_io", &commands)?;
-    for told in &told {
+    let all = under_each_rung("block_io", "block_io", &commands)?;
+    for told in &all {
         let made = [
             ("read_ops_total", 300),
             ("read_bytes_total", 300 * 4096),
-            ("write_ops_total", 30 + 3 * 4 + 200),
+            ("write_ops_total", 30 + 3 * 16 + 200),
             ("write_bytes_total", 30 * 4096 + 3 * 2097152 + 200 * 8192),
-            ("flush_ops_total", 20),
             ("other_ops_total", 0),
             ("discard_ops_total", 20),
             ("discard_bytes_total", 20 * 65536),
             ("errors_total", 0),
         ];
+        // Some kernels flush after each durable write, too.
+        let flushes = told.count("flush_ops_total").context("no flushes")?;
+        ensure!([20, 20 + 33].contains(&flushes), "{flushes} flushes by {}", told.rung);
+        expect::exactly("flushes", Some(flushes), all[0].count("flush_ops_total"))?;
         let latencies = json::count(&told.measured[0].after, "block_io.write_latency.count")?;
         ensure!(latencies >= 30, "{latencies} latencies of 30 durable writes by {}", told.rung);
         for (name, value) in made {
