@@ -80,7 +80,7 @@ pub fn variants(types: &Types) -> BTreeMap<&'static str, String> {
 /// Whether a hook with these arguments is one the programs were written for.
 pub fn is_known(hook: Hook, arguments: &[String]) -> bool {
     // The tracing file system's hooks are ABI, and perf's events have no arguments.
-    let Hook::TpBtf(name) | Hook::RawTracepoint(name) | Hook::FEntry(name) | Hook::FExit(name) = hook else {
+    let (Hook::TpBtf(name) | Hook::RawTracepoint(name) | Hook::FEntry(name) | Hook::FExit(name)) = hook else {
         return true;
     };
     SIGNATURES.iter().any(|signature| signature.name == name && signature.arguments == arguments)
