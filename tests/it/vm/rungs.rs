@@ -172,13 +172,15 @@ fn block_io_is_the_same_by_every_rung() -> Result<()> {
         let made = [
             ("read_ops_total", 300),
             ("read_bytes_total", 300 * 4096),
-            ("write_ops_total", 30 + 3 * 16 + 200),
             ("write_bytes_total", 30 * 4096 + 3 * 2097152 + 200 * 8192),
             ("other_ops_total", 0),
             ("discard_ops_total", 20),
             ("discard_bytes_total", 20 * 65536),
             ("errors_total", 0),
         ];
+        // The long ones are split at 128 KiB, and where the memory below them happens to be in two pieces.
+        let writes = told.count("write_ops_total").context("no writes")?;
+        expect::between(&format!("writes by {}", told.rung), 30 + 3 * 16 + 200, writes, 30 + 3 * 20 + 200)?;
         // Some kernels flush after each durable write, too.
         let flushes = told.count("flush_ops_total").context("no flushes")?;
         ensure!([20, 20 + 33].contains(&flushes), "{flushes} flushes by {}", told.rung);

@@ -1,9 +1,12 @@
 //! What runs inside: the agent, the workload, the integration tests and the first process, linked statically, and the
 //! archive that brings them there.
 
-use super::{cpio::Archive, kernels::Image};
+use super::{
+    cpio::Archive,
+    kernels::{self, Image},
+};
 use crate::{process, workspace};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
     fs,
@@ -51,7 +54,13 @@ impl Programs {
         let tests = messages.lines().find_map(test_executable).context("cargo built no integration tests")?;
         let built = workspace::target_directory()?.join(TARGET).join(PROFILE);
         let of_build = ["monitor", "workload", "vm-init"].map(|name| (name, built.join(name)));
-        Ok(Self(of_build.into_iter().chain([("it", tests)]).collect()))
+        let programs: Vec<_> = of_build.into_iter().chain([("it", tests)]).collect();
+        for (name, path) in &programs {
+            if kernels::is_dynamic(path)? {
+                bail!("{name} is not linked statically: does a configuration of cargo set rustflags?");
+            }
+        }
+        Ok(Self(programs))
     }
 
     /// The archive for one kernel and what is to be run there.

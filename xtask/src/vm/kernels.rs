@@ -224,6 +224,15 @@ pub(crate) fn require(program: &str, package: &str) -> Result<PathBuf> {
         })
 }
 
+/// Whether a program needs a loader and libraries, which the virtual machines do not have.
+pub(crate) fn is_dynamic(program: &Path) -> Result<bool> {
+    let code = fs::read(program).with_context(|| format!("cannot read {}", program.display()))?;
+    Ok(code.windows(LOADER.len()).any(|window| window == LOADER))
+}
+
+/// How the path of a program's loader ends on x86-64.
+const LOADER: &[u8] = b"/ld-linux-x86-64.so.2\0";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,6 +243,12 @@ mod tests {
         assert_eq!(named(&["6.1".to_owned()]).unwrap()[0].name, "6.1");
         let refused = named(&["4.19".to_owned()]).unwrap_err().to_string();
         assert!(refused.contains("4.19") && refused.contains("5.10, 6.1"), "{refused}");
+    }
+
+    #[test]
+    fn programs_with_libraries_are_told_from_those_without() {
+        assert!(is_dynamic(Path::new("/bin/sh")).unwrap());
+        assert!(!is_dynamic(Path::new("/proc/version")).unwrap());
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod table;
 use crate::workspace;
 use anyhow::{Context, Result, bail};
 use guest::{Programs, Step};
-use kernels::Image;
+use kernels::{Image, Kernel};
 use machine::{Boot, Emulator, Report};
 use std::{
     collections::VecDeque,
@@ -175,9 +175,11 @@ fn shell(directory: &Path, kernel: &str, cgroup: &str) -> Result<()> {
     let busybox = kernels::require("busybox", "busybox-static")?;
     let mut fetched = kernels::fetch(directory, &kernels::named(&[kernel.to_owned()])?, false);
     let image = fetched.remove(0).1?;
-    let words = ["busybox", "sh", "-c", "/bin/busybox --install -s /bin; exec setsid -c sh"];
-    let plan =
-        [Step { name: "shell", command: words.map(|word| word.replacen("busybox", "/bin/busybox", 1)).to_vec() }];
+    if kernels::is_dynamic(&busybox)? {
+        bail!("{} needs libraries; `apt-get install busybox-static` brings one that does not", busybox.display());
+    }
+    let words = ["/bin/busybox", "sh", "-c", "/bin/busybox --install -s /bin; exec setsid -c sh"];
+    let plan = [Step { name: "shell", command: words.map(str::to_owned).to_vec() }];
     let archive = Programs::build()?.archive(&image, &plan, Some(&busybox))?;
     eprintln!("Linux {}; leave with Ctrl-D, or with Ctrl-A x at once", image.version);
     emulator.interact(&Boot {
@@ -204,6 +206,11 @@ impl Job<'_> {
     }
 }
 
+/// A kernel, and whether it is here.
+type Fetched = (&'static Kernel, Result<Image>);
+/// How the machine with that kernel ended.
+type Ended = (&'static str, Result<Report>);
+
 fn matrix(directory: &Path, options: &Matrix) -> Result<()> {
     let start = Instant::now();
     let emulator = Emulator::find(Duration::from_secs(options.timeout))?;
@@ -212,71 +219,88 @@ fn matrix(directory: &Path, options: &Matrix) -> Result<()> {
     let fetched = kernels::fetch(directory, &wanted, options.offline);
     let logs = directory.join("logs");
     fs::create_dir_all(&logs).with_context(|| format!("cannot make {}", logs.display()))?;
-    println!(
-        "virtual machines: {} at a time, {} processors each, {}",
-        options.jobs,
-        options.smp,
-        emulator.accelerator()
-    );
+    let (at_a_time, processors) = (options.jobs, options.smp);
+    println!("virtual machines: {at_a_time} at a time, {processors} processors each, {}", emulator.accelerator());
 
-    let mut jobs = VecDeque::new();
-    for round in 0..options.repeat {
-        for (kernel, image) in &fetched {
-            let Ok(image) = image else { continue };
-            let fits = |host: &&Host| host.kernels.is_empty() || host.kernels.contains(&kernel.name);
-            let wanted = |host: &&Host| {
-                let all = !options.smoke && options.exec.is_none() && options.test.is_none();
-                if options.hosts.is_empty() {
-                    all || host.name == "v2"
-                } else {
-                    options.hosts.iter().any(|name| name == host.name)
-                }
-            };
-            let hosts = HOSTS.iter().filter(fits).filter(wanted);
-            jobs.extend(hosts.map(|host| Job { image, host, round }));
-        }
-    }
+    let jobs = jobs(&fetched, options);
     if jobs.is_empty() && fetched.iter().any(|(_, image)| image.is_ok()) {
         bail!("no virtual machine fits: hybrid and v1 hosts are made of {} only", WITH_MEMORY_V1.join(" and "));
     }
-    let jobs = Mutex::new(jobs);
-    let reports = Mutex::new(Vec::new());
+    let ended = work(jobs, options, |job, worker| {
+        let scratch = directory.join(format!("run/{worker}"));
+        let outcome = run_job(job, options, &programs, &emulator, &scratch, &logs);
+        if options.exec.is_some() {
+            print!("{}", fs::read_to_string(log_file(job, &logs)).unwrap_or_default());
+        }
+        tell(job, &outcome, &logs);
+        outcome
+    });
+    println!("{:.0} s in all", start.elapsed().as_secs_f64());
+    judge(&fetched, &ended, &logs)?;
+    let rows = rows(&ended);
+    if options.readme { table::write(&rows, kernels::KERNELS.len()) } else { table::check(&rows) }
+}
+
+/// The machines to run, round by round.
+fn jobs<'a>(fetched: &'a [Fetched], options: &Matrix) -> VecDeque<Job<'a>> {
+    let all = !options.smoke && options.exec.is_none() && options.test.is_none();
+    let is_wanted = |host: &Host| match options.hosts.as_slice() {
+        [] => all || host.name == "v2",
+        names => names.iter().any(|name| name == host.name),
+    };
+    let mut jobs = VecDeque::new();
+    for round in 0..options.repeat {
+        for (kernel, image) in fetched {
+            let Ok(image) = image else { continue };
+            let fits = |host: &&Host| host.kernels.is_empty() || host.kernels.contains(&kernel.name);
+            let hosts = HOSTS.iter().filter(fits).filter(|host| is_wanted(host));
+            jobs.extend(hosts.map(|host| Job { image, host, round }));
+        }
+    }
+    jobs
+}
+
+/// Runs all machines, so many at a time.
+fn work(jobs: VecDeque<Job<'_>>, options: &Matrix, run: impl Fn(&Job<'_>, u32) -> Result<Report> + Sync) -> Vec<Ended> {
+    let (jobs, ended) = (Mutex::new(jobs), Mutex::new(Vec::new()));
     thread::scope(|scope| {
         for worker in 0..options.jobs {
-            let (jobs, reports, programs, emulator, logs) = (&jobs, &reports, &programs, &emulator, &logs);
+            let (jobs, ended, run) = (&jobs, &ended, &run);
             scope.spawn(move || {
                 while let Some(job) = next(jobs) {
-                    let scratch = directory.join(format!("run/{worker}"));
-                    let outcome = run_job(&job, options, programs, emulator, &scratch, logs);
-                    if options.exec.is_some() {
-                        print!("{}", fs::read_to_string(log_file(&job, logs)).unwrap_or_default());
-                    }
-                    tell(&job, &outcome, logs);
-                    lock(reports).push((job.image.kernel.name, outcome));
+                    let outcome = run(&job, worker);
+                    lock(ended).push((job.image.kernel.name, outcome));
                 }
             });
         }
     });
-    let reports = reports.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let failed = reports.iter().filter(|(_, outcome)| !outcome.as_ref().is_ok_and(Report::is_success)).count();
+    ended.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// An error unless all kernels were run and all machines ended well.
+fn judge(fetched: &[Fetched], ended: &[Ended], logs: &Path) -> Result<()> {
+    let failed = ended.iter().filter(|(_, outcome)| !outcome.as_ref().is_ok_and(Report::is_success)).count();
     let mut absent = 0;
-    for (kernel, image) in &fetched {
+    for (kernel, image) in fetched {
         if let Err(error) = image {
             absent += 1;
             println!("NOT RUN  {}: {error:#}", kernel.name);
         }
     }
-    println!("{:.0} s in all", start.elapsed().as_secs_f64());
     if failed + absent > 0 {
         bail!("{failed} virtual machines failed, {absent} kernels were not run; logs in {}", logs.display());
     }
-    let told = reports.iter().filter_map(|(kernel, outcome)| Some((*kernel, outcome.as_ref().ok()?)));
-    let told = told.flat_map(|(kernel, report)| {
+    Ok(())
+}
+
+/// What the machines told of their rungs, for the README's table.
+fn rows(ended: &[Ended]) -> Vec<table::Row> {
+    let reports = ended.iter().filter_map(|(kernel, outcome)| Some((*kernel, outcome.as_ref().ok()?)));
+    let told = reports.flat_map(|(kernel, report)| {
         let release = report.release.as_deref().unwrap_or_default();
         report.told.iter().map(move |value| (kernel, release, value))
     });
-    let rows = table::rows(told, &kernels::KERNELS.map(|kernel| kernel.name));
-    if options.readme { table::write(&rows, kernels::KERNELS.len()) } else { table::check(&rows) }
+    table::rows(told, &kernels::KERNELS.map(|kernel| kernel.name))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
