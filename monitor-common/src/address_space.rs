@@ -37,6 +37,18 @@ pub struct Totals {
 
 const _: () = assert!(size_of::<Totals>() == 13 * 8);
 
+/// Where a heap ends; kept in the kernel only.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Heap {
+    /// The address space (`mm_struct.context.ctx_id`), whose number is never used again: exec makes a new one.
+    pub space: u64,
+    /// Address behind its last byte.
+    pub end: u64,
+}
+
+const _: () = assert!(size_of::<Heap>() == 16);
+
 /// Code of the system call in a [`Call`]: also its header's kind.
 pub mod call {
     /// mmap with `MAP_ANONYMOUS`.

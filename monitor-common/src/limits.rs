@@ -9,8 +9,8 @@ use crate::{Owner, address_space, block_io, page_fault};
 pub const PAGE_FAULT_OWNERS: u32 = 8192;
 /// As [`PAGE_FAULT_OWNERS`], for processes that map or unmap memory.
 pub const ADDRESS_SPACE_OWNERS: u32 = 8192;
-/// Threads inside brk at one moment.
-pub const BRK_IN_FLIGHT: u32 = 1024;
+/// Live processes that have a heap.
+pub const HEAPS: u32 = 8192;
 /// Processes (in a cgroup) that do I/O, times the devices and operations they use.
 pub const BLOCK_IO_KEYS: u32 = 4096;
 /// Used buckets of all latency histograms: 16 to an octave, so some 100 of them for a key with many requests.
@@ -59,7 +59,7 @@ pub const fn map_bytes(cpus: u32) -> u64 {
     per_cpu_hash_bytes(PAGE_FAULT_OWNERS, owner, size_of::<page_fault::Counts>(), cpus)
         + 2 * cpus as u64 * size_of::<page_fault::Slot>() as u64
         + hash_bytes(ADDRESS_SPACE_OWNERS, owner, size_of::<address_space::Totals>())
-        + hash_bytes(BRK_IN_FLIGHT, size_of::<u64>(), size_of::<u64>())
+        + hash_bytes(HEAPS, size_of::<u64>(), size_of::<address_space::Heap>())
         + hash_bytes(BLOCK_IO_KEYS, size_of::<block_io::Key>(), size_of::<block_io::Totals>())
         + hash_bytes(BLOCK_IO_BUCKETS, size_of::<block_io::Bucket>(), size_of::<u64>())
         + hash_bytes(BLOCK_IO_REQUESTS, size_of::<u64>(), size_of::<block_io::Request>())

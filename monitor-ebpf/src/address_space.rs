@@ -5,8 +5,11 @@
 //!
 //! Three rungs see the same calls: fexit on the system-call functions, the tracing file system's tracepoints of the four
 //! calls, and the raw tracepoints of every system call, filtered. All of them end in [`finished`], which finds the
-//! arguments in the registers that the call left untouched. brk alone is looked at when it begins, too, since its result
-//! does not tell where the heap ended before. 32-bit callers are not counted.
+//! arguments in the registers that the call left untouched. 32-bit callers are not counted.
+//!
+//! brk's result does not tell where the heap ended before. To look at it when it begins would put a probe into the way of
+//! every system call of the machine on the rungs without fexit; so the ends of all heaps are kept instead: found once
+//! by an iterator over all tasks, inherited at fork, moved by each brk. exec begins a new heap.
 #![no_std]
 #![no_main]
 #![expect(missing_docs, unreachable_pub, reason = "the program macros wrap each function in a public one")]
@@ -14,15 +17,16 @@
 use aya_ebpf::{
     EbpfContext, Global,
     bindings::BPF_NOEXIST,
+    cty::c_void,
     helpers::bpf_get_current_pid_tgid,
-    macros::{btf_tracepoint, fentry, fexit, map, tracepoint},
+    macros::{btf_tracepoint, fexit, map, tracepoint},
     maps::{HashMap, RingBuf},
-    programs::{BtfTracePointContext, FEntryContext, FExitContext, TracePointContext},
+    programs::{BtfTracePointContext, FExitContext, TracePointContext},
 };
 use aya_log_ebpf::warn;
 use monitor_common::{
     Owner,
-    address_space::{Call, Totals, call},
+    address_space::{Call, Heap, Totals, call},
     limits,
 };
 use monitor_ebpf::{
@@ -34,9 +38,9 @@ use monitor_ebpf::{
 /// What every owner did.
 #[map]
 static ADDRESS_SPACES: HashMap<Owner, Totals> = HashMap::with_max_entries(limits::ADDRESS_SPACE_OWNERS, 0);
-/// Where the heap ended before the brk that a thread (by pid << 32 | tid) is in.
+/// The heaps of processes, by tgid of whom the kernel calls the address space's owner: a child of vfork moves its parent's.
 #[map]
-static HEAP_ENDS: HashMap<u64, u64> = HashMap::with_max_entries(limits::BRK_IN_FLIGHT, 0);
+static HEAPS: HashMap<u32, Heap> = HashMap::with_max_entries(limits::HEAPS, 0);
 /// Large and failed calls.
 #[map]
 static MOMENTS: RingBuf = RingBuf::with_byte_size(limits::ADDRESS_SPACE_RING_BYTES, 0);
@@ -82,12 +86,6 @@ pub fn address_space_brk(ctx: FExitContext) -> i32 {
     returned(&ctx, number::BRK)
 }
 
-/// `long __x64_sys_brk(const struct pt_regs *regs)`
-#[fentry(function = "__x64_sys_brk")]
-pub fn address_space_brk_begin(_: FEntryContext) -> i32 {
-    brk_begins()
-}
-
 /// The registers are not taken from the argument: on some kernels the verifier does not know its type.
 #[inline(always)]
 fn returned(ctx: &FExitContext, number: u64) -> i32 {
@@ -118,13 +116,6 @@ pub fn address_space_brk_tp(ctx: TracePointContext) -> u32 {
     traced(&ctx, number::BRK)
 }
 
-/// syscalls:sys_enter_brk
-#[tracepoint]
-pub fn address_space_brk_begin_tp(_: TracePointContext) -> u32 {
-    brk_begins();
-    0
-}
-
 /// `TP_PROTO(struct pt_regs *regs, long ret)`
 #[btf_tracepoint(function = "sys_exit")]
 pub fn address_space_exit(ctx: BtfTracePointContext) -> i32 {
@@ -137,12 +128,6 @@ pub fn address_space_exit(ctx: BtfTracePointContext) -> i32 {
         }
         _ => 0,
     }
-}
-
-/// `TP_PROTO(struct pt_regs *regs, long id)`
-#[btf_tracepoint(function = "sys_enter")]
-pub fn address_space_enter(ctx: BtfTracePointContext) -> i32 {
-    if ctx.arg::<u64>(1) == number::BRK && !compatible() { brk_begins() } else { 0 }
 }
 
 /// Whether the running thread is inside a 32-bit system call, whose numbers mean other calls.
@@ -160,13 +145,81 @@ fn traced(ctx: &TracePointContext, number: u64) -> u32 {
     0
 }
 
-fn brk_begins() -> i32 {
-    // SAFETY: the running task is one; a kernel thread, whose mm is null, makes no system call.
-    let end: u64 = unsafe { Kernel::current_task().follow(&fields::TASK_MM).read(&fields::MM_BRK) };
-    if HEAP_ENDS.insert(bpf_get_current_pid_tgid(), end, 0).is_err() {
-        lose(|health| &mut health.map_full);
+/// `struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }`: each task in turn, and null at the end.
+#[unsafe(link_section = "iter/task")]
+#[unsafe(no_mangle)]
+pub extern "C" fn address_space_heaps(ctx: *mut c_void) -> i32 {
+    // SAFETY: within the context, and a plain load: the verifier knows these 8 bytes.
+    let task = Kernel(unsafe { ctx.cast::<u64>().add(1).read_volatile() });
+    if task.0 != 0 {
+        // SAFETY: the iterator's task. A thread's heap is its process's, which may be known already.
+        unsafe { remember(task.follow(&fields::TASK_MM), task, u64::from(BPF_NOEXIST)) };
     }
     0
+}
+
+/// `TP_PROTO(struct task_struct *parent, struct task_struct *child)`
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn address_space_fork(ctx: BtfTracePointContext) -> i32 {
+    let child = Kernel(ctx.arg(1));
+    // SAFETY: tasks. A thread shares its process's address space, and so may a process.
+    unsafe {
+        let memory = child.follow(&fields::TASK_MM);
+        if owner::leads(child) && memory != Kernel::current_task().follow(&fields::TASK_MM) {
+            remember(memory, child, 0);
+        }
+    }
+    0
+}
+
+/// `TP_PROTO(struct task_struct *p)`, and more on new kernels
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn address_space_end(ctx: BtfTracePointContext) -> i32 {
+    let task = Kernel(ctx.arg(0));
+    // SAFETY: a task.
+    unsafe {
+        if owner::is_last(task) {
+            let _ = HEAPS.remove(task.read::<u32>(&fields::TASK_TGID));
+        }
+    }
+    0
+}
+
+/// Keeps where a heap ends, unless that is where it began.
+///
+/// # Safety
+/// `memory` must be null or the `mm_struct` of `task`.
+#[inline(always)]
+unsafe fn remember(memory: Kernel, task: Kernel, flags: u64) {
+    // SAFETY: the caller's promise; null reads as zeroes.
+    unsafe {
+        let end = memory.read(&fields::MM_BRK);
+        if end != memory.read(&fields::MM_START_BRK) {
+            keep(heap_owner(memory, task), Heap { space: memory.read(&fields::MM_CTX_ID), end }, flags);
+        }
+    }
+}
+
+/// There is no room for more heaps: what the next brk of this one does is not known.
+#[inline(always)]
+fn keep(tgid: u32, heap: Heap, flags: u64) {
+    const EEXIST: i32 = -17;
+    if HEAPS.insert(tgid, heap, flags).is_err_and(|error| error != EEXIST) {
+        lose(|health| &mut health.map_full);
+    }
+}
+
+/// Key of an address space in [`HEAPS`].
+///
+/// # Safety
+/// `memory` must be the `mm_struct` of `task`.
+#[inline(always)]
+unsafe fn heap_owner(memory: Kernel, task: Kernel) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let owner = if fields::MM_OWNER.load() != fields::ABSENT { memory.follow(&fields::MM_OWNER) } else { task };
+        owner.read(&fields::TASK_TGID)
+    }
 }
 
 /// One call has returned.
@@ -250,18 +303,11 @@ unsafe fn mremap(owner: &Owner, totals: *mut Totals, registers: Kernel, result: 
 /// `unsigned long brk(unsigned long end)`: answers with the heap's end, which is unchanged when it failed.
 #[inline(always)]
 unsafe fn brk(owner: &Owner, totals: *mut Totals, registers: Kernel, result: i64) {
-    let thread = bpf_get_current_pid_tgid();
-    // SAFETY: the thread's own entry, which only it inserts and removes.
-    let before = unsafe { HEAP_ENDS.get(thread) }.copied();
-    let _ = HEAP_ENDS.remove(thread);
-    // SAFETY: the caller's promises.
+    // SAFETY: the caller's promises; the running task is one, and its address space is there while it makes a call.
     unsafe {
-        counter::add(&raw mut (*totals).brk_calls, 1);
-        let Some(before) = before else {
-            lose(|health| &mut health.unmatched);
-            return;
-        };
         let (asked, end) = (registers.read::<u64>(&registers::DI), result as u64);
+        counter::add(&raw mut (*totals).brk_calls, 1);
+        let before = moved_heap(end);
         if asked != 0 && asked != end {
             let bytes = pages(asked).wrapping_sub(pages(before));
             fail(owner, totals, call::BRK, asked, bytes, -12 /* ENOMEM: brk keeps its reason to itself */);
@@ -274,6 +320,32 @@ unsafe fn brk(owner: &Owner, totals: *mut Totals, registers: Kernel, result: i64
             counter::add(&raw mut (*totals).heap_shrunk_bytes, before - end);
         }
         send_large(owner, call::BRK, end, end.wrapping_sub(before) as i64);
+    }
+}
+
+/// Keeps where the running task's heap ends now, and tells where it ended before.
+#[inline(always)]
+unsafe fn moved_heap(end: u64) -> u64 {
+    // SAFETY: the running task, its address space, and a value of the map.
+    unsafe {
+        let task = Kernel::current_task();
+        let memory = task.follow(&fields::TASK_MM);
+        let (tgid, space) = (heap_owner(memory, task), memory.read(&fields::MM_CTX_ID));
+        match HEAPS.get_ptr_mut(tgid) {
+            Some(heap) if (*heap).space == space => {
+                let before = (*heap).end;
+                (*heap).end = end;
+                before
+            }
+            // It has not been moved since exec: what is kept, if anything, is the heap from before that.
+            _ => {
+                let start = memory.read(&fields::MM_START_BRK);
+                if end != start {
+                    keep(tgid, Heap { space, end }, 0);
+                }
+                start
+            }
+        }
     }
 }
 

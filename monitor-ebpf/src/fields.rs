@@ -69,6 +69,12 @@ offsets! {
     SIGNAL_GROUP_EXIT_CODE;
     /// `mm_struct.brk`
     MM_BRK;
+    /// `mm_struct.start_brk`
+    MM_START_BRK;
+    /// `mm_struct.context.ctx_id`
+    MM_CTX_ID;
+    /// `mm_struct.owner`; absent without the memory controller.
+    MM_OWNER;
     /// `mm_struct.arg_start`
     MM_ARG_START;
     /// `mm_struct.arg_end`

@@ -51,7 +51,8 @@ tracepoint! {
     lifecycle_exit, lifecycle_exit_raw, "sched_process_exit", |ctx| {
         let task = Kernel(ctx.arg(0));
         // The verifier knows how many arguments there are: the second is only looked at where it is.
-        let last = if EXIT_TELLS_LAST.load() != 0 { ctx.arg::<u64>(1) & 1 != 0 } else { is_last(task) };
+        // SAFETY: a task.
+        let last = if EXIT_TELLS_LAST.load() != 0 { ctx.arg::<u64>(1) & 1 != 0 } else { unsafe { owner::is_last(task) } };
         if last { exit(task) } else { 0 }
     }
 }
@@ -83,7 +84,7 @@ tracepoint! {
 fn fork(child: Kernel) -> i32 {
     // SAFETY: tasks, and what their fields point to; the ring's reserved bytes.
     unsafe {
-        if !leads(child) {
+        if !owner::leads(child) {
             return 0;
         }
         let parent = child.follow(&fields::TASK_REAL_PARENT).follow(&fields::TASK_GROUP_LEADER);
@@ -118,13 +119,6 @@ fn exec(task: Kernel) -> i32 {
         });
     }
     0
-}
-
-/// Whether no thread of a task's process is left.
-#[inline(always)]
-fn is_last(task: Kernel) -> bool {
-    // SAFETY: a task, and what its fields point to.
-    unsafe { task.follow(&fields::TASK_SIGNAL).read::<u32>(&fields::SIGNAL_LIVE) == 0 }
 }
 
 #[inline(always)]
@@ -164,7 +158,7 @@ fn oom_victim(task: Kernel) -> i32 {
 fn moved(to: Kernel, task: Kernel) -> i32 {
     // SAFETY: a cgroup, a task; the ring's reserved bytes.
     unsafe {
-        if !ours(to) || !leads(task) {
+        if !ours(to) || !owner::leads(task) {
             return 0;
         }
         ring::send(&MOMENTS, |record: *mut Moved| {
@@ -198,11 +192,4 @@ fn cgroup(cgroup: Kernel, path: u64, kind: u32) -> i32 {
 unsafe fn ours(cgroup: Kernel) -> bool {
     // SAFETY: the caller's cgroup.
     unsafe { cgroup.follow(&fields::CGROUP_ROOT).read::<u32>(&fields::CGROUP_ROOT_HIERARCHY_ID) == HIERARCHY_ID.load() }
-}
-
-/// Whether a task is the first of its process.
-#[inline(always)]
-unsafe fn leads(task: Kernel) -> bool {
-    // SAFETY: the caller's task.
-    unsafe { task.read::<u32>(&fields::TASK_PID) == task.read::<u32>(&fields::TASK_TGID) }
 }

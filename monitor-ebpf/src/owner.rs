@@ -63,3 +63,23 @@ pub unsafe fn copy_command(task: Kernel, to: *mut Command) {
     // SAFETY: the helper checks `from`; `to` holds as many bytes as are asked for. On failure it is filled with zeroes.
     unsafe { bpf_probe_read_kernel(to.cast(), size_of::<Command>() as u32, from) };
 }
+
+/// Whether a task is the first of its process.
+///
+/// # Safety
+/// `task` must be a `task_struct`.
+#[inline(always)]
+pub unsafe fn leads(task: Kernel) -> bool {
+    // SAFETY: the caller's task.
+    unsafe { task.read::<u32>(&fields::TASK_PID) == task.read::<u32>(&fields::TASK_TGID) }
+}
+
+/// Whether no thread of a task's process is left.
+///
+/// # Safety
+/// `task` must be a `task_struct`.
+#[inline(always)]
+pub unsafe fn is_last(task: Kernel) -> bool {
+    // SAFETY: a task, and what its fields point to.
+    unsafe { task.follow(&fields::TASK_SIGNAL).read::<u32>(&fields::SIGNAL_LIVE) == 0 }
+}

@@ -1,8 +1,8 @@
 //! Source `address_space`, against what the workload called, with which sizes.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tests::{Agent, Machine, Workload, agent::Measured, clock::boot_ns, expect, json};
+use tests::{Agent, Machine, Workload, agent::Measured, clock::boot_ns, expect, json, proc, workload};
 
 const MIB: i64 = 1 << 20;
 
@@ -34,6 +34,40 @@ fn failed_calls_are_counted_as_calls_and_as_failures_without_bytes() -> Result<(
     let agent = Agent::start(&[])?;
     let mut workload = Workload::start()?;
     all_exact(&agent.measure(&mut workload, "failures 300")?)?;
+    agent.stop()
+}
+
+/// What brk did is the difference of two ends of a heap, and the agent has seen only the calls: it must know where heaps ended
+/// when it came, and which are inherited or shared.
+#[test]
+fn heaps_older_than_the_agent_inherited_shared_and_new_ones_are_known_to_the_byte() -> Result<()> {
+    const BYTES: u64 = 64 << 10;
+    let _machine = Machine::claim()?;
+    let mut old = Workload::start()?;
+    ensure!(proc::heap_bytes(old.pid())? > 0, "the workload has no heap yet: nothing to be known");
+    let agent = Agent::start(&[])?;
+    let measured = agent.measure(&mut old, &format!("heaps {BYTES}"))?;
+    let moved = |process: &Value| -> Result<(u64, u64)> {
+        let count = |name: &str| json::count(process, &format!("address_space.heap_{name}_bytes_total"));
+        Ok((count("grown")?, count("shrunk")?))
+    };
+    let (before, after) = (moved(&measured.before)?, moved(&measured.after)?);
+    // It grew one part itself, and took back that and the three of the child that shares its heap.
+    expect::exactly("its own heap", (after.0 - before.0, after.1 - before.1), (BYTES, 4 * BYTES))?;
+    let child = |name: &str| moved(&agent.process(json::count(&measured.made, name)? as u32)?);
+    expect::exactly("an inherited heap", child("forked")?, (2 * BYTES, 0))?;
+    expect::exactly("a shared heap", child("sharing")?, (3 * BYTES, 0))?;
+
+    // A process that the agent saw begin has told it all of its heap; one that becomes another program begins a new one.
+    let mut new = Workload::start()?;
+    agent.settle()?;
+    let (grown, shrunk) = moved(&agent.process(new.pid())?)?;
+    expect::exactly("heap of a new process", grown - shrunk, proc::heap_bytes(new.pid())?)?;
+    let kept = grown - shrunk;
+    new.run(&format!("exec {} again", workload::binary()?.display()))?;
+    agent.settle()?;
+    let (grown, shrunk) = moved(&agent.process(new.pid())?)?;
+    expect::exactly("heap after exec", grown - shrunk, kept + proc::heap_bytes(new.pid())?)?;
     agent.stop()
 }
 

@@ -23,6 +23,18 @@ pub fn state(pid: u32) -> Result<char> {
     fields.first().and_then(|f| f.chars().next()).context("/proc/PID/stat has no state")
 }
 
+/// Bytes of a process's heap: from field 47 of /proc/PID/stat to the end of what /proc/PID/maps calls the heap.
+///
+/// # Errors
+/// No such process.
+pub fn heap_bytes(pid: u32) -> Result<u64> {
+    let start = field(&fields_after_name(&stat(pid)?)?, 47)?;
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).context("cannot read /proc/PID/maps")?;
+    let Some(range) = maps.lines().rev().find(|line| line.ends_with("[heap]")) else { return Ok(0) };
+    let end = range.split(['-', ' ']).nth(1).context("no range")?;
+    Ok(u64::from_str_radix(end, 16)?.saturating_sub(start.next_multiple_of(4096)))
+}
+
 /// Forks since boot, of threads too: the line `processes` of /proc/stat.
 ///
 /// # Errors

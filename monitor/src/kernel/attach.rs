@@ -14,7 +14,7 @@ use crate::{
 use aya::{
     Btf, Ebpf, EbpfError, EbpfLoader, Endianness,
     maps::MapData,
-    programs::{BtfTracePoint, FEntry, FExit, PerfEvent, Program, ProgramError, RawTracePoint, TracePoint},
+    programs::{BtfTracePoint, FExit, Iter, PerfEvent, Program, ProgramError, RawTracePoint, TracePoint},
 };
 use monitor_common::limits;
 use std::{
@@ -173,7 +173,9 @@ impl<'a> Loader<'a> {
             self.objects.borrow_mut().map_max_entries("MOMENTS", bytes);
         }
         if let Some(&owners) = self.settings.owners.get(&source) {
-            self.objects.borrow_mut().map_max_entries(owners_map(source), owners);
+            for &map in owner_maps(source) {
+                self.objects.borrow_mut().map_max_entries(map, owners);
+            }
         }
         self.load(&objects::of(source), direct)
     }
@@ -234,7 +236,7 @@ impl<'a> Loader<'a> {
         match attachment.hook {
             Hook::TpBtf(name) => <&mut BtfTracePoint>::try_from(program)?.load(name, self.btf()?)?,
             Hook::RawTracepoint(_) => <&mut RawTracePoint>::try_from(program)?.load()?,
-            Hook::FEntry(name) => <&mut FEntry>::try_from(program)?.load(name, self.btf()?)?,
+            Hook::Iterator(kind) => <&mut Iter>::try_from(program)?.load(kind, self.btf()?)?,
             Hook::FExit(name) => <&mut FExit>::try_from(program)?.load(name, self.btf()?)?,
             Hook::SyscallTracepoint(_) => <&mut TracePoint>::try_from(program)?.load()?,
             Hook::PageFaults { .. } => <&mut PerfEvent>::try_from(program)?.load()?,
@@ -248,7 +250,13 @@ impl<'a> Loader<'a> {
         match hook {
             Hook::TpBtf(_) => <&mut BtfTracePoint>::try_from(program)?.attach().map(|_| ())?,
             Hook::RawTracepoint(name) => <&mut RawTracePoint>::try_from(program)?.attach(name).map(|_| ())?,
-            Hook::FEntry(_) => <&mut FEntry>::try_from(program)?.attach().map(|_| ())?,
+            Hook::Iterator(_) => {
+                let program = <&mut Iter>::try_from(program)?;
+                let link = program.attach()?;
+                // Reading runs it; it writes nothing. The link ends with the file.
+                let mut file = program.take_link(link)?.into_file().map_err(io::Error::other)?;
+                io::copy(&mut file, &mut io::sink())?;
+            }
             Hook::FExit(_) => <&mut FExit>::try_from(program)?.attach().map(|_| ())?,
             Hook::SyscallTracepoint(name) => {
                 let tracefs = self.support.tracefs.as_ref().ok_or(LoadError::Missing("tracing file system"))?;
@@ -266,12 +274,12 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// The map of a source whose keys are owners.
-const fn owners_map(source: Source) -> &'static str {
+/// The maps of a source that have an entry for each process.
+const fn owner_maps(source: Source) -> &'static [&'static str] {
     match source {
-        Source::PageFault => "PAGE_FAULTS",
-        Source::AddressSpace => "ADDRESS_SPACES",
-        Source::BlockIo => "TOTALS",
-        Source::Lifecycle => "",
+        Source::PageFault => &["PAGE_FAULTS"],
+        Source::AddressSpace => &["ADDRESS_SPACES", "HEAPS"],
+        Source::BlockIo => &["TOTALS"],
+        Source::Lifecycle => &[],
     }
 }

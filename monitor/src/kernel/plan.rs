@@ -14,12 +14,12 @@ pub enum Hook {
     TpBtf(&'static str),
     /// A tracepoint with plain numbers for arguments.
     RawTracepoint(&'static str),
-    /// The beginning of a kernel function.
-    FEntry(&'static str),
     /// The end of a kernel function.
     FExit(&'static str),
     /// A system call's tracepoint in the tracing file system.
     SyscallTracepoint(&'static str),
+    /// An iterator over what the kernel has of a kind: the program runs once for each when it is attached, and no more.
+    Iterator(&'static str),
     /// The perf event of page faults, on every CPU.
     PageFaults {
         /// It comes once in so many faults.
@@ -31,12 +31,10 @@ impl Hook {
     /// Name of its tracepoint or function.
     pub fn name(self) -> Option<&'static str> {
         match self {
-            Self::TpBtf(name)
-            | Self::RawTracepoint(name)
-            | Self::FEntry(name)
-            | Self::FExit(name)
-            | Self::SyscallTracepoint(name) => Some(name),
-            Self::PageFaults { .. } => None,
+            Self::TpBtf(name) | Self::RawTracepoint(name) | Self::FExit(name) | Self::SyscallTracepoint(name) => {
+                Some(name)
+            }
+            Self::Iterator(_) | Self::PageFaults { .. } => None,
         }
     }
 }
@@ -154,6 +152,12 @@ const _: () = assert!(SOFTWARE_PERIOD * 100_000 > 1_000_000);
 /// Some calls are made in a way that no rung looks at.
 const ONLY_64_BIT: &[&str] = &["calls of 32-bit programs are not counted"];
 
+// In this order: between the iterator and the calls' own programs no heap is made or moved unseen, so that no end is ever
+// guessed.
+const ADDRESS_SPACE_FORK: Attachment = required("address_space_fork", Hook::TpBtf("sched_process_fork"));
+const ADDRESS_SPACE_END: Attachment = required("address_space_end", Hook::TpBtf("sched_process_exit"));
+const ADDRESS_SPACE_HEAPS: Attachment = required("address_space_heaps", Hook::Iterator("task"));
+
 const ADDRESS_SPACE: &[Rung] = &[
     Rung {
         caveats: ONLY_64_BIT,
@@ -161,11 +165,13 @@ const ADDRESS_SPACE: &[Rung] = &[
             "fexit",
             Access::LoadOrHelper,
             &[
+                ADDRESS_SPACE_FORK,
+                ADDRESS_SPACE_END,
+                ADDRESS_SPACE_HEAPS,
                 required("address_space_mmap", Hook::FExit("__x64_sys_mmap")),
                 required("address_space_munmap", Hook::FExit("__x64_sys_munmap")),
                 required("address_space_mremap", Hook::FExit("__x64_sys_mremap")),
                 required("address_space_brk", Hook::FExit("__x64_sys_brk")),
-                required("address_space_brk_begin", Hook::FEntry("__x64_sys_brk")),
             ],
         )
     },
@@ -175,11 +181,13 @@ const ADDRESS_SPACE: &[Rung] = &[
             "syscall_tracepoints",
             Access::LoadOrHelper,
             &[
+                ADDRESS_SPACE_FORK,
+                ADDRESS_SPACE_END,
+                ADDRESS_SPACE_HEAPS,
                 required("address_space_mmap_tp", Hook::SyscallTracepoint("sys_exit_mmap")),
                 required("address_space_munmap_tp", Hook::SyscallTracepoint("sys_exit_munmap")),
                 required("address_space_mremap_tp", Hook::SyscallTracepoint("sys_exit_mremap")),
                 required("address_space_brk_tp", Hook::SyscallTracepoint("sys_exit_brk")),
-                required("address_space_brk_begin_tp", Hook::SyscallTracepoint("sys_enter_brk")),
             ],
         )
     },
@@ -189,8 +197,10 @@ const ADDRESS_SPACE: &[Rung] = &[
             "raw_syscalls",
             Access::LoadOrHelper,
             &[
+                ADDRESS_SPACE_FORK,
+                ADDRESS_SPACE_END,
+                ADDRESS_SPACE_HEAPS,
                 required("address_space_exit", Hook::TpBtf("sys_exit")),
-                required("address_space_enter", Hook::TpBtf("sys_enter")),
             ],
         )
     },
@@ -339,9 +349,9 @@ impl fmt::Display for Hook {
         match self {
             Self::TpBtf(name) => write!(f, "tracepoint {name}"),
             Self::RawTracepoint(name) => write!(f, "raw tracepoint {name}"),
-            Self::FEntry(name) => write!(f, "function {name}"),
             Self::FExit(name) => write!(f, "end of function {name}"),
             Self::SyscallTracepoint(name) => write!(f, "tracepoint syscalls:{name}"),
+            Self::Iterator(kind) => write!(f, "iterator {kind}"),
             Self::PageFaults { .. } => f.write_str("perf event page-faults"),
         }
     }

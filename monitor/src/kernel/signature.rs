@@ -36,7 +36,6 @@ pub const SIGNATURES: &[Signature] = &[
     row("__x64_sys_munmap", SYSTEM_CALL, ALL),
     row("__x64_sys_mremap", SYSTEM_CALL, ALL),
     row("__x64_sys_brk", SYSTEM_CALL, ALL),
-    row("sys_enter", &["struct pt_regs *", "long int"], ALL),
     row("sys_exit", &["struct pt_regs *", "long int"], ALL),
     row("block_io_start", &[REQUEST], "6.5 …"),
     row("block_bio_queue", &["struct request_queue *", "struct bio *"], "5.10"),
@@ -64,9 +63,9 @@ pub const SIGNATURES: &[Signature] = &[
 pub fn arguments(types: &Types, hook: Hook) -> Option<Vec<String>> {
     match hook {
         Hook::TpBtf(name) | Hook::RawTracepoint(name) => types.tracepoint_arguments(name),
-        Hook::FEntry(name) | Hook::FExit(name) => types.function_arguments(name),
+        Hook::FExit(name) => types.function_arguments(name),
         // The tracing file system's are ABI, and so are perf's.
-        Hook::SyscallTracepoint(_) | Hook::PageFaults { .. } => None,
+        Hook::SyscallTracepoint(_) | Hook::Iterator(_) | Hook::PageFaults { .. } => None,
     }
 }
 
@@ -80,7 +79,7 @@ pub fn variants(types: &Types) -> BTreeMap<&'static str, String> {
 /// Whether a hook with these arguments is one the programs were written for.
 pub fn is_known(hook: Hook, arguments: &[String]) -> bool {
     // The tracing file system's hooks are ABI, and perf's events have no arguments.
-    let (Hook::TpBtf(name) | Hook::RawTracepoint(name) | Hook::FEntry(name) | Hook::FExit(name)) = hook else {
+    let (Hook::TpBtf(name) | Hook::RawTracepoint(name) | Hook::FExit(name)) = hook else {
         return true;
     };
     SIGNATURES.iter().any(|signature| signature.name == name && signature.arguments == arguments)

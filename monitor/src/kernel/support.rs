@@ -223,8 +223,9 @@ fn presence(hook: Hook, types: Option<&Types>, tracefs: Option<&Tracefs>) -> Pre
     match hook {
         Hook::TpBtf(name) => known(Some(types.is_some_and(|types| types.tracepoint_arguments(name).is_some()))),
         Hook::RawTracepoint(name) => known(types.map(|types| types.tracepoint_arguments(name).is_some())),
-        Hook::FEntry(name) | Hook::FExit(name) => {
-            known(Some(types.is_some_and(|types| types.function_arguments(name).is_some())))
+        Hook::FExit(name) => known(Some(types.is_some_and(|types| types.function_arguments(name).is_some()))),
+        Hook::Iterator(kind) => {
+            known(Some(types.is_some_and(|types| types.function_arguments(&format!("bpf_iter_{kind}")).is_some())))
         }
         Hook::PageFaults { .. } => Presence::CouldNotTell,
         Hook::SyscallTracepoint(name) => match tracefs.map(|tracefs| tracefs.tracepoint("syscalls", name)) {

@@ -2,6 +2,7 @@
 
 use crate::{
     handshake::{Arguments, Report},
+    processes,
     system::{self, PAGE},
 };
 use anyhow::{Context, Result, ensure};
@@ -89,6 +90,24 @@ pub(crate) fn large(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
     {
         report.number(name, address as u64);
     }
+    Ok(())
+}
+
+/// `heaps BYTES`: the heap grows by so many bytes and shrinks again; of a child of fork by twice as many, which stay; and by
+/// three times as many, by a child of vfork, which this process takes back. Tells the children's pids.
+pub(crate) fn heaps(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    let bytes: usize = arguments.value("bytes")?;
+    let grow = |times: usize| {
+        let end = system::brk(0) + times * bytes;
+        i32::from(system::brk(end) != end)
+    };
+    let end = grow_and_shrink_heap(bytes)?;
+    let forked = processes::run_child(|| grow(2))?;
+    let sharing = processes::run_sharing_child(|| grow(3))?;
+    ensure!(system::brk(0) == end + 3 * bytes, "the child did not move the heap that it shares");
+    ensure!(system::brk(end) == end, "brk does not shrink what the child grew");
+    report.number("forked", forked as u64);
+    report.number("sharing", sharing as u64);
     Ok(())
 }
 

@@ -57,6 +57,7 @@ fn obey(line: &str, report: &mut Report) -> Result<()> {
         "maps" => address_space::maps(&mut arguments, report),
         "large" => address_space::large(&mut arguments, report),
         "compatible" => address_space::compatible(&mut arguments, report),
+        "heaps" => address_space::heaps(&mut arguments, report),
         "failures" => address_space::failures(&mut arguments, report),
         "direct" => block_io::direct(&mut arguments, report),
         "batch" => block_io::batch(&mut arguments, report),

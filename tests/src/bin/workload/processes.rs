@@ -183,6 +183,31 @@ fn touch(memory: &Mapping) -> i32 {
     0
 }
 
+/// A child that does one thing and ends well; its pid.
+pub(crate) fn run_child(act: impl FnOnce() -> i32) -> Result<libc::pid_t> {
+    ended_well(fork(act)?)
+}
+
+/// As [`run_child`], but the child runs in this process's memory, which waits, as vfork(2) has it.
+pub(crate) fn run_sharing_child<F: Fn() -> i32>(act: F) -> Result<libc::pid_t> {
+    extern "C" fn run<F: Fn() -> i32>(act: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: the closure below, which outlives the child: its parent waits.
+        unsafe { (*act.cast::<F>())() }
+    }
+    let stack = Mapping::anonymous(16 * PAGE)?;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: a stack of its own, that lives until the child has ended.
+    let pid = unsafe { libc::clone(run::<F>, stack.end().cast(), flags, (&raw const act).cast_mut().cast()) };
+    ensure!(pid > 0, "cannot clone: {}", io::Error::last_os_error());
+    ended_well(pid)
+}
+
+fn ended_well(pid: libc::pid_t) -> Result<libc::pid_t> {
+    let status = wait(pid)?.status;
+    ensure!(status == 0, "child {pid} ended with status {status:#x}");
+    Ok(pid)
+}
+
 /// Makes a child that does one thing and ends with the code it gives.
 fn fork(act: impl FnOnce() -> i32) -> Result<libc::pid_t> {
     // SAFETY: this process has one thread, so the child may do all that its parent may.

@@ -28,6 +28,11 @@ impl Mapping {
         check(unsafe { libc::madvise(self.start.cast(), self.bytes, advice) }, "madvise")
     }
 
+    /// Address behind its last byte.
+    pub(crate) fn end(&self) -> *mut u8 {
+        self.start.wrapping_add(self.bytes)
+    }
+
     pub(crate) fn pages(&self) -> usize {
         self.bytes / PAGE
     }
