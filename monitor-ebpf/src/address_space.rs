@@ -200,13 +200,15 @@ unsafe fn remember(memory: Kernel, task: Kernel, flags: u64) {
     }
 }
 
-/// There is no room for more heaps: what the next brk of this one does is not known.
+/// Tells whether there is room for it, or an older one is kept, as `flags` may ask.
 #[inline(always)]
-fn keep(tgid: u32, heap: Heap, flags: u64) {
+fn keep(tgid: u32, heap: Heap, flags: u64) -> bool {
     const EEXIST: i32 = -17;
-    if HEAPS.insert(tgid, heap, flags).is_err_and(|error| error != EEXIST) {
+    let has_room = HEAPS.insert(tgid, heap, flags).map_or_else(|error| error == EEXIST, |()| true);
+    if !has_room {
         lose(|health| &mut health.map_full);
     }
+    has_room
 }
 
 /// Key of an address space in [`HEAPS`].
@@ -340,10 +342,8 @@ unsafe fn moved_heap(end: u64) -> u64 {
             // It has not been moved since exec: what is kept, if anything, is the heap from before that.
             _ => {
                 let start = memory.read(&fields::MM_START_BRK);
-                if end != start {
-                    keep(tgid, Heap { space, end }, 0);
-                }
-                start
+                // Where there is no room, nobody will know the next time where it was: then it has not moved, for all we know.
+                if end == start || keep(tgid, Heap { space, end }, 0) { start } else { end }
             }
         }
     }

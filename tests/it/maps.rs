@@ -35,6 +35,25 @@ fn faults_of_processes_that_find_no_room_count_for_the_host() -> Result<()> {
 }
 
 #[test]
+fn heaps_that_find_no_room_are_not_guessed() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&["--set", "address_space.owners=16"])?;
+    let grown = || json::count(&agent.get("/v1/snapshot")?, "host.address_space.heap_grown_bytes_total");
+    let mut crowd = (0..CROWD).map(|_| Workload::start()).collect::<Result<Vec<_>>>()?;
+    agent.settle()?;
+    let before = grown()?;
+    for workload in &mut crowd {
+        workload.run("maps 10 4096")?;
+    }
+    agent.settle()?;
+    // A heap that is taken for new at each call would count its 132 KiB each time, and some of the crowd are not kept.
+    let made = CROWD as u64 * 10 * 4096;
+    expect::between("growth of all heaps", made / 4, grown()? - before, made * 2)?;
+    ensure!(json::count(&agent.coverage("address_space")?, "lost.map_full")? > 0, "the map of 16 had room for all");
+    agent.stop()
+}
+
+#[test]
 fn io_of_processes_that_find_no_room_counts_for_the_host() -> Result<()> {
     let _machine = Machine::claim()?;
     let device = LoopDevice::new(16 << 20)?;
