@@ -2,7 +2,13 @@
 //! handed immutable snapshots.
 
 use crate::{
-    collect::{Collector, cgroup::CgroupFiles, cost::CostMeter, lifecycle},
+    collect::{
+        Collector,
+        cgroup::CgroupFiles,
+        cost::CostMeter,
+        lifecycle,
+        node::{Node, Polled},
+    },
     config::Config,
     doctor,
     event_log::{DEFAULT_CAPACITY, EventLog},
@@ -80,6 +86,7 @@ fn lift_memory_lock_limit() {
 struct Agent {
     collector: Collector,
     cgroups: CgroupFiles,
+    node: Node,
     model: Model,
     meter: CostMeter,
     events: Arc<EventLog>,
@@ -105,7 +112,8 @@ impl Agent {
         Ok(Self {
             collector,
             cgroups: CgroupFiles::new(facts.cgroup.clone()),
-            model: Model::new(since, retention, facts.cgroup.name()),
+            node: Node::new(Polled { cpu: config.cpu_monitoring, io: config.io_monitoring }, &facts.cgroup),
+            model: Model::new(since, retention, facts.cgroup.name(), config.entry_points.clone()),
             meter: CostMeter::default(),
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
             report: Arc::new(report),
@@ -176,6 +184,9 @@ impl Agent {
         sample.coverage = Arc::new(self.collector.coverage());
         sample.cost = Arc::new(self.meter.read(&self.collector, sample.time));
         let sample = self.take(sample);
+        // Only now: who is there, and what of it moved, is in the sample.
+        let readings = self.node.read(&self.model, sample.time);
+        self.take(Sample { time: sample.time, readings, ..Sample::default() });
         self.model.snapshot(&sample)
     }
 

@@ -36,6 +36,12 @@ pub struct Config {
     pub exited: Exited,
     /// The agent's measuring of itself.
     pub cost: Cost,
+    /// Whether to poll processors and memory: of the machine, of cgroups and of processes.
+    pub cpu_monitoring: bool,
+    /// Whether to poll disks and network interfaces of the machine.
+    pub io_monitoring: bool,
+    /// Programs, scripts or modules whose processes form trees, besides those that are known.
+    pub entry_points: Vec<String>,
     /// Calls of at least this many bytes are told as events.
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
@@ -99,6 +105,9 @@ impl Default for Config {
             kernel_log: LevelFilter::Warn,
             exited: Exited { keep: Duration::from_secs(60), limit: 8192 },
             cost: Cost { window: Duration::from_secs(1), every: Duration::from_secs(60) },
+            cpu_monitoring: true,
+            io_monitoring: true,
+            entry_points: Vec::new(),
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
             sources: Default::default(),

@@ -13,6 +13,7 @@ pub mod event;
 pub mod event_log;
 pub mod kernel;
 pub mod decode;
+pub mod reading;
 pub mod sample;
 pub mod model;
 pub mod collect;

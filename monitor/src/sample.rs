@@ -4,6 +4,7 @@ use crate::{
     cost::Cost,
     coverage::Coverage,
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    reading::Readings,
     time::BootTime,
 };
 use bytes::Bytes;
@@ -21,6 +22,8 @@ pub struct Sample {
     pub counters: Option<Counters>,
     /// What had to be looked up because records could not tell.
     pub found: Found,
+    /// What was polled; empty between ticks.
+    pub readings: Readings,
     /// What was live, and what was lost.
     pub coverage: Arc<Coverage>,
     /// What the agent itself costs.

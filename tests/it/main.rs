@@ -14,5 +14,6 @@ mod rings;
 mod shutdown;
 mod snapshot;
 mod socket;
+mod usage;
 #[cfg(feature = "vm")]
 mod vm;

@@ -146,6 +146,11 @@ impl Cgroup {
         Path::new("/").join(below).display().to_string()
     }
 
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Its kernfs id: the inode number of its directory.
     ///
     /// # Errors
@@ -158,6 +163,23 @@ impl Cgroup {
     /// The hierarchy it is in.
     pub fn hierarchy(&self) -> &Hierarchy {
         &self.hierarchy
+    }
+
+    /// A number of one of its files: the file's only one, or the one beside a name.
+    ///
+    /// # Errors
+    /// No such file or name.
+    pub fn read(&self, file: &str, name: Option<&str>) -> Result<u64> {
+        let path = self.directory.join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let number = match name {
+            None => text.trim(),
+            Some(name) => text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+                .with_context(|| format!("no {name} in {}", path.display()))?,
+        };
+        number.parse().with_context(|| format!("{}: {number:?} is no number", path.display()))
     }
 
     fn write(&self, file: &str, value: &str) -> Result<()> {

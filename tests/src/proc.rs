@@ -35,6 +35,30 @@ pub fn heap_bytes(pid: u32) -> Result<u64> {
     Ok(u64::from_str_radix(end, 16)?.saturating_sub(start.next_multiple_of(4096)))
 }
 
+/// A number of bytes of /proc/PID/status or /proc/PID/smaps_rollup, by its name: these files tell KiB.
+///
+/// # Errors
+/// No such process, file or name.
+pub fn bytes(pid: u32, file: &str, name: &str) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/{file}")).with_context(|| format!("no /proc/{pid}/{file}"))?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .with_context(|| format!("no {name}"))?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().with_context(|| format!("{name} is {line:?}"))?;
+    Ok(kib * 1024)
+}
+
+/// CPU time of a process so far, in seconds: fields 14 and 15 of /proc/PID/stat.
+///
+/// # Errors
+/// No such process.
+pub fn cpu_seconds(pid: u32) -> Result<f64> {
+    let stat = stat(pid)?;
+    let fields = fields_after_name(&stat)?;
+    Ok((field(&fields, 14)? + field(&fields, 15)?) as f64 / 100.0)
+}
+
 /// Forks since boot, of threads too: the line `processes` of /proc/stat.
 ///
 /// # Errors

@@ -3,11 +3,17 @@
 pub mod address_space;
 pub mod block_io;
 pub mod cgroup;
+pub mod cgroup_stat;
 pub mod cost;
+mod files;
+pub mod host;
 pub mod lifecycle;
+pub mod node;
 pub mod page_fault;
+mod pressure;
 mod probe;
 pub mod process;
+pub mod process_stat;
 
 use crate::{
     coverage::{Coverage, Refusal, State},

@@ -35,6 +35,8 @@ pub enum Slot<'a> {
     Path(&'a mut PathBuf),
     /// A name, or empty for none.
     Name(&'a mut Option<String>),
+    /// Names, with commas between them; or none.
+    Names(&'a mut Vec<String>),
     /// true or false.
     Switch(&'a mut bool),
     /// A plain number.
@@ -70,7 +72,19 @@ fn general() -> Vec<Key> {
         key(None, "console_interval", "how often to show it", |c| {
             Slot::Duration(&mut c.console_interval, 100 * MILLISECOND..=HOUR)
         }),
+        key(None, "cpu_monitoring", "poll processors and memory: of the machine, of cgroups and of processes", |c| {
+            Slot::Switch(&mut c.cpu_monitoring)
+        }),
+        key(None, "io_monitoring", "poll disks and network interfaces of the machine", |c| {
+            Slot::Switch(&mut c.io_monitoring)
+        }),
         key(None, "kernel_log", "the most talkative level of the kernel programs", |c| Slot::Level(&mut c.kernel_log)),
+        key(
+            Some("trees"),
+            "entry_points",
+            "programs, scripts or modules whose processes form trees, with commas",
+            |c| Slot::Names(&mut c.entry_points),
+        ),
         key(Some("exited"), "keep", "how long exited processes stay visible", |c| {
             Slot::Duration(&mut c.exited.keep, Duration::ZERO..=HOUR)
         }),
@@ -144,6 +158,9 @@ impl Slot<'_> {
         match self {
             Self::Path(path) => *path = (!text.is_empty()).then(|| PathBuf::from(text))?,
             Self::Name(name) => *name = (!text.is_empty()).then(|| text.to_owned()),
+            Self::Names(names) => {
+                *names = text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+            }
             Self::Switch(switch) => *switch = text.parse().ok()?,
             Self::Count(count, range) => *count = text.parse().ok().filter(|n| range.contains(n))?,
             Self::Capacity(count, range) => *count = Some(text.parse().ok().filter(|n| range.contains(n))?),
@@ -165,6 +182,7 @@ impl Slot<'_> {
         match self {
             Self::Path(path) => path.display().to_string(),
             Self::Name(name) => name.as_deref().unwrap_or_default().to_owned(),
+            Self::Names(names) => names.join(","),
             Self::Switch(switch) => switch.to_string(),
             Self::Count(count, _) => count.to_string(),
             Self::Capacity(count, _) => count.unwrap_or_default().to_string(),
@@ -180,6 +198,7 @@ impl Slot<'_> {
         match self {
             Self::Path(_) => "a path".to_owned(),
             Self::Name(_) => "a name in quotes".to_owned(),
+            Self::Names(_) => "names in quotes, with commas between them".to_owned(),
             Self::Switch(_) => "true or false".to_owned(),
             Self::Count(_, range) | Self::Capacity(_, range) => {
                 format!("a number from {} to {}", range.start(), range.end())

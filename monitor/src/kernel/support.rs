@@ -272,6 +272,12 @@ fn mount_of(mounts: &str, kind: &str, controller: Option<&str>) -> Option<PathBu
     })
 }
 
+/// Where a cgroup v1 controller's hierarchy is mounted, or without one, cgroup v2.
+pub fn controller_mount(controller: Option<&str>) -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    mount_of(&mounts, if controller.is_some() { "cgroup" } else { "cgroup2" }, controller)
+}
+
 /// Highest CPU number that could come on line, plus one.
 fn possible_cpus() -> usize {
     let text = read_trimmed("/sys/devices/system/cpu/possible");

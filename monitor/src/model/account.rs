@@ -72,6 +72,11 @@ impl<K: Ord + Copy, T: Counted> Accounts<K, T> {
         self.all.remove(&key).map(|account| account.shared)
     }
 
+    /// Whether something was added in the tick that is under way.
+    pub(super) fn has_moved(&self, key: K) -> bool {
+        self.moved.contains(&key)
+    }
+
     /// Adds to an account, if it is open.
     pub(super) fn apply(&mut self, key: K, addition: &Addition) {
         if let Some(account) = self.all.get_mut(&key) {

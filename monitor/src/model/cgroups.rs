@@ -4,8 +4,13 @@ use super::{
     account::{Accounts, Counted},
     ledger::Addition,
     snapshot::{Cgroup, Subject},
+    usage::{CgroupUsage, Limit},
 };
-use crate::{ids::CgroupId, time::BootTime};
+use crate::{
+    ids::CgroupId,
+    reading::{CgroupReading, Watched},
+    time::BootTime,
+};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -36,6 +41,10 @@ impl Cgroups {
         self.accounts.find(id).map(|cgroup| cgroup.path.clone())
     }
 
+    pub(super) fn is_root(&self, id: CgroupId) -> bool {
+        self.accounts.find(id).is_some_and(|cgroup| &*cgroup.path == "/")
+    }
+
     pub(super) fn by_path(&self, path: &str) -> Option<CgroupId> {
         self.by_path.get(path).copied()
     }
@@ -49,7 +58,7 @@ impl Cgroups {
             return;
         }
         let subject = Subject::default();
-        self.accounts.open(id, Cgroup { id, path: path.clone(), removed: false, running: 0, subject });
+        self.accounts.open(id, Cgroup { id, path: path.clone(), removed: false, running: 0, subject, usage: None });
         self.by_path.insert(path.clone(), id);
     }
 
@@ -96,6 +105,70 @@ impl Cgroups {
         }
     }
 
+    /// What a cgroup's files told. `host_bytes` is all the memory the host has.
+    pub(super) fn read(&mut self, id: CgroupId, reading: CgroupReading, time: BootTime, host_bytes: Option<u64>) {
+        let Some(cgroup) = self.accounts.edit(id) else { return };
+        let before = cgroup.usage.take();
+        let usage = CgroupUsage::new(reading, time, before.as_deref());
+        let limit_before = before.as_ref().and_then(|before| before.own_limit());
+        let is_limit_new = before.is_some() && limit_before != usage.own_limit();
+        cgroup.usage = Some(Arc::new(usage));
+        self.set_limit(id, host_bytes);
+        if is_limit_new {
+            let path = self.path(id).unwrap_or_default();
+            let is_below =
+                |other: &str| other.strip_prefix(path.trim_end_matches('/')).is_some_and(|r| r.starts_with('/'));
+            let below: Vec<_> = self.accounts.iter().filter(|(_, c)| is_below(&c.path)).map(|(id, _)| id).collect();
+            below.into_iter().for_each(|id| self.set_limit(id, host_bytes));
+        }
+    }
+
+    /// Finds the limit that counts for a cgroup: the tightest of its own, those above it, and the host's memory.
+    fn set_limit(&mut self, id: CgroupId, host_bytes: Option<u64>) {
+        let mut limit = host_bytes.map(|bytes| Limit { bytes, source: None });
+        let mut next = Some(id);
+        while let Some(id) = next {
+            if let Some(cgroup) = self.accounts.find(id)
+                && let Some(bytes) = cgroup.usage.as_ref().and_then(|usage| usage.own_limit())
+                // Of equal ones that of the outermost, which is the one to raise.
+                && limit.as_ref().is_none_or(|limit| bytes <= limit.bytes)
+            {
+                limit = Some(Limit { bytes, source: Some(cgroup.path.clone()) });
+            }
+            next = self.parents.get(&id).copied();
+        }
+        if let Some(usage) = self.accounts.edit(id).and_then(|cgroup| cgroup.usage.as_mut())
+            && usage.limit != limit
+        {
+            Arc::make_mut(usage).limit = limit;
+        }
+    }
+
+    /// A cgroup that was read in the tick before was not in this one: it is idle.
+    pub(super) fn rest(&mut self, id: CgroupId) {
+        if let Some(usage) = self.accounts.edit(id).and_then(|cgroup| cgroup.usage.as_mut()) {
+            let rate = &mut Arc::make_mut(usage).cpu_per_second;
+            *rate = rate.map(|_| 0.0);
+        }
+    }
+
+    /// Those whose files are to be read, parents before children.
+    pub(super) fn watched(&self) -> Vec<Watched> {
+        let mut watched: Vec<_> = self
+            .accounts
+            .iter()
+            .filter(|(_, cgroup)| !cgroup.removed)
+            .map(|(id, cgroup)| Watched {
+                id,
+                parent: self.parents.get(&id).copied(),
+                path: cgroup.path.clone(),
+                moved: self.accounts.has_moved(id),
+            })
+            .collect();
+        watched.sort_by(|a, b| a.path.cmp(&b.path));
+        watched
+    }
+
     /// Counts a process that came (1) or went (-1), here and in all above.
     pub(super) fn count_running(&mut self, id: CgroupId, change: i32) {
         let mut next = Some(id);
@@ -125,7 +198,7 @@ impl Cgroups {
             .accounts
             .iter()
             .map(|(_, cgroup)| cgroup)
-            .filter(|cgroup| cgroup.running > 0 || !cgroup.subject.totals.is_zero())
+            .filter(|cgroup| cgroup.running > 0 || !cgroup.subject.totals.is_zero() || holds_memory(cgroup))
             .cloned()
             .collect();
         list.sort_by(|a, b| a.path.cmp(&b.path));
@@ -136,6 +209,12 @@ impl Cgroups {
     pub(super) fn present(&self) -> impl Iterator<Item = CgroupId> {
         self.accounts.iter().filter(|(_, cgroup)| !cgroup.removed).map(|(id, _)| id)
     }
+}
+
+/// Whether memory is charged to it, perhaps though nobody lives there any more.
+fn holds_memory(cgroup: &Cgroup) -> bool {
+    let memory = cgroup.usage.as_ref().and_then(|usage| usage.reading.memory.as_ref());
+    !cgroup.removed && memory.is_some_and(|memory| memory.current_bytes > 0)
 }
 
 /// The path one level up; none for the root.

@@ -7,13 +7,16 @@ mod account;
 mod cgroups;
 mod ledger;
 mod processes;
+mod rule;
 pub mod snapshot;
 mod tell;
 pub mod totals;
+pub mod usage;
 
 use crate::{
     event::Event,
     ids::{CgroupId, DeviceId, ProcessId},
+    reading::{Candidate, MemoryReading, Readings, Watched},
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
     time::BootTime,
 };
@@ -23,8 +26,9 @@ use ledger::{Addition, Ledger};
 use monitor_common::Owner;
 use processes::Processes;
 use snapshot::{BlockDevice, Snapshot, Subject};
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, mem, sync::Arc, time::Duration};
 use totals::Rates;
+use usage::HostUsage;
 
 /// How long what has ended stays visible.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +51,17 @@ pub struct Model {
     processes: Processes,
     cgroups: Cgroups,
     devices: Accounts<DeviceId, BlockDevice>,
+    host_usage: Option<(BootTime, Arc<HostUsage>)>,
+    /// What was read in the tick before.
+    read_before: Busy,
     last_snapshot: Option<BootTime>,
+}
+
+/// Cgroups and processes that files were read of.
+#[derive(Debug, Default)]
+struct Busy {
+    cgroups: HashSet<CgroupId>,
+    processes: HashSet<ProcessId>,
 }
 
 /// What came of taking in a sample.
@@ -66,8 +80,8 @@ impl Counted for BlockDevice {
 }
 
 impl Model {
-    /// A model that knows nothing yet.
-    pub fn new(since: BootTime, retention: Retention, hierarchy: &'static str) -> Self {
+    /// A model that knows nothing yet. `entry_points` are programs, scripts or modules whose processes form trees.
+    pub fn new(since: BootTime, retention: Retention, hierarchy: &'static str, entry_points: Vec<String>) -> Self {
         Self {
             since,
             retention,
@@ -75,9 +89,11 @@ impl Model {
             ledger: Ledger::default(),
             host: Subject::default(),
             host_added: Rates::default(),
-            processes: Processes::default(),
+            processes: Processes::new(entry_points),
             cgroups: Cgroups::default(),
             devices: Accounts::default(),
+            host_usage: None,
+            read_before: Busy::default(),
             last_snapshot: None,
         }
     }
@@ -106,6 +122,7 @@ impl Model {
             self.count(counters);
             harvest = self.processes.harvest(counters, &self.ledger, sample.time);
         }
+        self.read(&sample.readings, sample.time);
         for id in &sample.found.gone {
             self.exit(*id, sample.time, None);
         }
@@ -125,6 +142,16 @@ impl Model {
         self.processes.awaiting_harvest()
     }
 
+    /// Cgroups whose files are to be read, parents before children.
+    pub fn watched(&self) -> Vec<Watched> {
+        self.cgroups.watched()
+    }
+
+    /// Processes to be looked at, given the cgroups that are not idle.
+    pub fn candidates<'a>(&'a self, busy: &'a HashSet<CgroupId>) -> impl Iterator<Item = Candidate> + 'a {
+        self.processes.candidates(busy)
+    }
+
     /// Processes thought to be running.
     pub fn running(&self) -> impl Iterator<Item = ProcessId> {
         self.processes.running()
@@ -141,7 +168,7 @@ impl Model {
         self.last_snapshot = Some(sample.time);
         // What was counted before the first tick is no rate of anything.
         let seconds = if tick.is_zero() { f64::INFINITY } else { tick.as_secs_f64() };
-        self.host.rates = std::mem::take(&mut self.host_added).per_second(seconds);
+        self.host.rates = mem::take(&mut self.host_added).per_second(seconds);
         self.processes.settle(seconds, sample.time, self.retention);
         self.cgroups.settle(seconds, sample.time, self.retention.keep);
         self.devices.settle(seconds);
@@ -151,6 +178,7 @@ impl Model {
             since: self.since,
             hierarchy: self.hierarchy,
             host: self.host.clone(),
+            host_usage: self.host_usage.as_ref().map(|(_, usage)| usage.clone()),
             processes: self.processes.list(),
             trees: self.processes.list_trees(),
             cgroups: self.cgroups.list(),
@@ -159,6 +187,56 @@ impl Model {
             coverage: sample.coverage.clone(),
             cost: sample.cost.clone(),
         }
+    }
+
+    /// Takes in what was polled. Of what is not in it, nothing has moved.
+    fn read(&mut self, readings: &Readings, time: BootTime) {
+        if *readings == Readings::default() {
+            return;
+        }
+        if let Some(host) = &readings.host {
+            let before = self.host_usage.as_ref().map(|(time, usage)| (*time, &usage.reading));
+            let seconds = before.map_or(0.0, |(before, _)| time.since(before).as_secs_f64());
+            let usage = HostUsage::new(host.clone(), before.map(|(_, reading)| reading), seconds);
+            self.host_usage = Some((time, Arc::new(usage)));
+        }
+        let host_bytes = self.host_usage.as_ref().and_then(|(_, usage)| Some(usage.reading.memory?.total_bytes));
+        let busy = Busy {
+            cgroups: readings.cgroups.iter().map(|(id, _)| *id).collect(),
+            processes: readings.processes.iter().map(|(id, _)| *id).collect(),
+        };
+        let before = mem::replace(&mut self.read_before, busy);
+        for id in before.cgroups.difference(&self.read_before.cgroups) {
+            self.cgroups.rest(*id);
+        }
+        for id in before.processes.difference(&self.read_before.processes) {
+            self.processes.rest(*id);
+        }
+        for (id, reading) in &readings.cgroups {
+            let mut reading = reading.clone();
+            if reading.memory.is_none() && self.cgroups.is_root(*id) {
+                reading.memory = self.host_memory();
+            }
+            self.cgroups.read(*id, reading, time, host_bytes);
+        }
+        for (id, reading) in &readings.processes {
+            self.processes.read(*id, reading, time);
+        }
+        self.processes.sum_trees();
+    }
+
+    /// The root of cgroup v2 has no memory files: what is outside any memory cgroup has all of the host's.
+    fn host_memory(&self) -> Option<MemoryReading> {
+        let memory = self.host_usage.as_ref()?.1.reading.memory?;
+        Some(MemoryReading {
+            current_bytes: memory.used_bytes(),
+            inactive_file_bytes: Some(0),
+            anon_bytes: Some(memory.anon_bytes),
+            file_bytes: Some(memory.cached_bytes),
+            slab_bytes: Some(memory.slab_bytes),
+            swap_bytes: Some(memory.swap_total_bytes.saturating_sub(memory.swap_free_bytes)),
+            ..MemoryReading::default()
+        })
     }
 
     /// Takes in what had to be looked up.

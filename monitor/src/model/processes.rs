@@ -5,11 +5,14 @@ use super::{
     account::{Accounts, Counted},
     cgroups::Cgroups,
     ledger::{Addition, Ledger},
+    rule,
     snapshot::{Process, ProcessState, Subject, Tree},
+    usage::{ProcessUsage, TreeUsage},
 };
 use crate::{
     decode,
     ids::{CgroupId, ProcessId, ProcessKey, Tgid},
+    reading::{Candidate, ProcessReading},
     sample::{Counters, FoundProcess, Harvest},
     time::BootTime,
 };
@@ -34,6 +37,8 @@ pub(super) struct Processes {
     /// Chosen by the kernel to be killed.
     doomed: HashSet<ProcessKey>,
     folded_total: u64,
+    /// Programs, scripts or modules that make a tree, besides those known.
+    entry_points: Vec<String>,
 }
 
 impl Counted for Process {
@@ -53,6 +58,10 @@ impl Counted for Tree {
 const GRACE: Duration = Duration::from_millis(50);
 
 impl Processes {
+    pub(super) fn new(entry_points: Vec<String>) -> Self {
+        Self { entry_points, ..Self::default() }
+    }
+
     pub(super) fn contains(&self, id: ProcessId) -> bool {
         self.accounts.contains(id.key())
     }
@@ -83,6 +92,7 @@ impl Processes {
             tree: found.id,
             state: ProcessState::Running,
             subject: Subject::default(),
+            usage: None,
         };
         self.begin(process, parent, cgroups);
         if !found.running {
@@ -108,6 +118,7 @@ impl Processes {
             tree: id,
             state: ProcessState::Running,
             subject: Subject::default(),
+            usage: None,
         };
         self.begin(process, Some(parent.key()), cgroups);
     }
@@ -126,10 +137,31 @@ impl Processes {
         process.command = decode::command(command);
         process.command_line = decode::command_line(arguments, cut);
         let (command, command_line) = (process.command.clone(), process.command_line.clone());
+        let (tree, rule) = (process.tree.key(), rule::of(&command_line, &self.entry_points));
         if let Some(tree) = self.trees.edit(id.key()) {
             tree.command = command;
             tree.command_line = command_line;
+            tree.rule = rule;
         }
+        if tree != id.key() && rule.is_some() && self.rule_of(tree) != rule {
+            self.begin_tree(id.key());
+        }
+    }
+
+    fn rule_of(&self, tree: ProcessKey) -> Option<&'static str> {
+        self.trees.find(tree).and_then(|tree| tree.rule)
+    }
+
+    /// A process leaves its tree and becomes the root of one.
+    fn begin_tree(&mut self, key: ProcessKey) {
+        let Some(process) = self.accounts.edit(key) else { return };
+        let old_tree = process.tree.key();
+        process.tree = process.id;
+        let tree = new_tree(process, rule::of(&process.command_line, &self.entry_points));
+        if let Some(old) = self.trees.edit(old_tree) {
+            old.running = old.running.saturating_sub(1);
+        }
+        self.trees.open(key, tree);
     }
 
     /// Names a process that nothing else has named.
@@ -196,12 +228,7 @@ impl Processes {
             }
             return;
         }
-        process.tree = process.id;
-        let tree = new_tree(process);
-        if let Some(old) = self.trees.edit(old_tree) {
-            old.running = old.running.saturating_sub(1);
-        }
-        self.trees.open(key, tree);
+        self.begin_tree(key);
     }
 
     /// Adds to a process and its tree.
@@ -210,6 +237,52 @@ impl Processes {
         let Some(tree) = self.accounts.find(key).map(|process| process.tree.key()) else { return };
         self.accounts.apply(key, addition);
         self.trees.apply(tree, addition);
+    }
+
+    /// Those that run, to be looked at.
+    pub(super) fn candidates<'a>(&'a self, busy: &'a HashSet<CgroupId>) -> impl Iterator<Item = Candidate> + 'a {
+        self.running.values().filter_map(|key| {
+            let process = self.accounts.find(*key)?;
+            let moved = self.accounts.has_moved(*key);
+            Some(Candidate { id: process.id, moved, cgroup_busy: busy.contains(&process.cgroup) })
+        })
+    }
+
+    /// What /proc told of a process.
+    pub(super) fn read(&mut self, id: ProcessId, reading: &ProcessReading, time: BootTime) {
+        if let Some(process) = self.accounts.edit(id.key()) {
+            process.usage = Some(Arc::new(ProcessUsage::new(reading.clone(), time, process.usage.as_deref())));
+        }
+    }
+
+    /// A process that was looked at in the tick before was not in this one: it rests.
+    pub(super) fn rest(&mut self, id: ProcessId) {
+        if let Some(usage) = self.accounts.edit(id.key()).and_then(|process| process.usage.as_mut()) {
+            let rate = &mut Arc::make_mut(usage).cpu_per_second;
+            *rate = rate.map(|_| 0.0);
+        }
+    }
+
+    /// Sums up what is known of the running processes of each tree.
+    pub(super) fn sum_trees(&mut self) {
+        let mut sums: HashMap<ProcessKey, TreeUsage> = HashMap::new();
+        for process in self.running.values().filter_map(|key| self.accounts.find(*key)) {
+            if let Some(usage) = &process.usage {
+                sums.entry(process.tree.key()).or_default().add(usage);
+            }
+        }
+        let changed: Vec<_> = self
+            .trees
+            .iter()
+            .map(|(key, tree)| (key, tree.usage, sums.get(&key).copied()))
+            .filter(|(_, before, now)| before != now)
+            .map(|(key, _, now)| (key, now))
+            .collect();
+        for (key, usage) in changed {
+            if let Some(tree) = self.trees.edit(key) {
+                tree.usage = usage;
+            }
+        }
     }
 
     /// Counters of processes that have gone for good, out of those read at `time`.
@@ -304,14 +377,17 @@ impl Processes {
     fn begin(&mut self, mut process: Process, parent: Option<ProcessKey>, cgroups: &mut Cgroups) {
         let key = process.id.key();
         cgroups.count_running(process.cgroup, 1);
-        let parent = parent.and_then(|parent| self.accounts.find(parent)).filter(|parent| joins(&process, parent));
+        let rule = rule::of(&process.command_line, &self.entry_points);
+        let fits = |tree: ProcessId| rule.is_none() || self.rule_of(tree.key()) == rule;
+        let parent = parent.and_then(|parent| self.accounts.find(parent));
+        let parent = parent.filter(|parent| joins(&process, parent) && fits(parent.tree));
         if let Some(tree) = parent.map(|parent| parent.tree)
             && let Some(running) = self.trees.edit(tree.key()).map(|tree| &mut tree.running)
         {
             *running += 1;
             process.tree = tree;
         } else {
-            self.trees.open(key, new_tree(&process));
+            self.trees.open(key, new_tree(&process, rule));
         }
         self.running.insert(process.id.tgid, key);
         self.accounts.open(key, process);
@@ -324,15 +400,17 @@ fn joins(process: &Process, parent: &Process) -> bool {
     parent.id.tgid > Tgid(2) && parent.cgroup == process.cgroup
 }
 
-fn new_tree(root: &Process) -> Tree {
+fn new_tree(root: &Process, rule: Option<&'static str>) -> Tree {
     Tree {
         root: root.id,
         command: root.command.clone(),
         command_line: root.command_line.clone(),
+        rule,
         cgroup: root.cgroup,
         cgroup_path: root.cgroup_path.clone(),
         running: 1,
         exited_total: 0,
         subject: Subject::default(),
+        usage: None,
     }
 }

@@ -1,6 +1,9 @@
 //! The derived picture of one tick: immutable, shared behind an `Arc`, compact. `serve::view` gives it its JSON names.
 
-use super::totals::{Rates, Totals};
+use super::{
+    totals::{Rates, Totals},
+    usage::{CgroupUsage, HostUsage, ProcessUsage, TreeUsage},
+};
 use crate::{
     cost::Cost,
     coverage::Coverage,
@@ -22,6 +25,8 @@ pub struct Snapshot {
     pub hierarchy: &'static str,
     /// The whole machine: all processes, exited ones too, and what could be charged to nobody.
     pub host: Subject,
+    /// What the machine publishes of itself; none where that is switched off.
+    pub host_usage: Option<Arc<HostUsage>>,
     /// Live ones, then those that exited lately; each in order of pid.
     pub processes: Vec<Arc<Process>>,
     /// Trees with at least one process in `processes`, in order of the root's pid.
@@ -68,6 +73,8 @@ pub struct Process {
     pub state: ProcessState,
     /// Its counters, over all cgroups it was in.
     pub subject: Subject,
+    /// What /proc tells of it, as of when it was last looked at.
+    pub usage: Option<Arc<ProcessUsage>>,
 }
 
 /// Whether a process lives.
@@ -95,6 +102,9 @@ pub struct Tree {
     pub command: String,
     /// The root's arguments.
     pub command_line: String,
+    /// The rule that made it a root: the name of a known server or trainer, or `entry_point`; none where it is one because
+    /// its container, service or session begins with it.
+    pub rule: Option<&'static str>,
     /// The root's cgroup.
     pub cgroup: CgroupId,
     /// That cgroup's path.
@@ -105,6 +115,8 @@ pub struct Tree {
     pub exited_total: u64,
     /// Sums over all its processes, exited ones too.
     pub subject: Subject,
+    /// Sums over its running processes of what /proc tells; none where it tells of none of them.
+    pub usage: Option<TreeUsage>,
 }
 
 /// One cgroup, with everything below it.
@@ -120,6 +132,8 @@ pub struct Cgroup {
     pub running: u32,
     /// Sums over everything ever charged to it or below.
     pub subject: Subject,
+    /// What its files tell, as of when they were last read.
+    pub usage: Option<Arc<CgroupUsage>>,
 }
 
 /// One block device.

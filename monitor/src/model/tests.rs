@@ -16,7 +16,7 @@ const RETENTION: Retention = Retention { keep: Duration::from_secs(60), limit: 3
 
 /// A model with the cgroups / (1), /a (2) and /a/b (3), and init.
 fn model() -> Model {
-    let mut model = Model::new(BootTime(0), RETENTION, "v2");
+    let mut model = Model::new(BootTime(0), RETENTION, "v2", Vec::new());
     let cgroups = [(1, "/"), (2, "/a"), (3, "/a/b")].map(|(id, path)| (CgroupId(id), path.into())).to_vec();
     let init = FoundProcess {
         id: ProcessId { tgid: Tgid(1), start_ns: 0 },

@@ -24,6 +24,7 @@ pub(crate) fn snapshot() -> Snapshot {
         since: BootTime(28 * SECOND),
         hierarchy: "v2",
         host: subject(7, 605.0, Some(150)),
+        host_usage: None,
         processes: vec![
             process(10, 10, "python3", Some("/apps/a"), subject(3, 100.0, Some(100))),
             process(11, 10, "worker", Some("/apps/a"), subject(2, 5.0, None)),
@@ -86,6 +87,7 @@ fn process(pid: u32, tree: u32, command: &str, cgroup: Option<&str>, subject: Su
         tree: id(tree),
         state: ProcessState::Running,
         subject,
+        usage: None,
     })
 }
 
@@ -108,12 +110,14 @@ fn tree(pid: u32, command: &str, command_line: &str, subject: Subject) -> Arc<Tr
         cgroup_path: Some("/apps/a".into()),
         running: 2,
         exited_total: 1,
+        rule: None,
         subject,
+        usage: None,
     })
 }
 
 fn cgroup(id: u64, path: &str, subject: Subject) -> Arc<Cgroup> {
-    Arc::new(Cgroup { id: CgroupId(id), path: path.into(), removed: false, running: 3, subject })
+    Arc::new(Cgroup { id: CgroupId(id), path: path.into(), removed: false, running: 3, subject, usage: None })
 }
 
 fn id(pid: u32) -> ProcessId {

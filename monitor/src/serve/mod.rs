@@ -5,6 +5,7 @@
 
 mod access;
 mod answer;
+mod cells;
 mod events;
 mod fields;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod server;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod usage;
 mod view;
 
 pub use server::{State, serve};

@@ -4,7 +4,7 @@ use super::{
     answer, events,
     problem::Problem,
     select::{self, Parameters, Selected, Selection},
-    view::HealthView,
+    view::{HealthView, WholeHostView},
 };
 use crate::{
     event_log::EventLog,
@@ -24,9 +24,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 /// The endpoints and what they answer, as `/` lists them.
-pub(super) const ENDPOINTS: [(&str, &str); 8] = [
+pub(super) const ENDPOINTS: [(&str, &str); 9] = [
     ("/v1/health", "whether all is well, what the agent costs, which sources count"),
     ("/v1/snapshot", "everything known after the last tick"),
+    ("/v1/host", "the machine: processors, memory, pressure, disks, interfaces, and what is counted of it"),
     ("/v1/processes", "processes; ?pid= &tree= &cgroup= &sort= &limit="),
     ("/v1/trees", "process trees; ?sort= &limit="),
     ("/v1/cgroups", "cgroups, each with all below it; ?sort= &limit="),
@@ -57,6 +58,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/", get(index))
         .route("/v1/health", get(health))
         .route("/v1/snapshot", get(snapshot))
+        .route("/v1/host", get(host))
         .route("/v1/processes", get(list::<Process>))
         .route("/v1/trees", get(list::<Tree>))
         .route("/v1/cgroups", get(list::<Cgroup>))
@@ -100,6 +102,11 @@ async fn health(State(shared): State<Shared>, given: Given) -> Result<Response, 
 async fn snapshot(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
     Ok(answer::whole(shared.snapshot()))
+}
+
+async fn host(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    Ok(answer::document(&WholeHostView::of(&shared.snapshot())))
 }
 
 async fn list<T: Selected>(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {

@@ -1,6 +1,7 @@
 //! Which items of a list, in which order, how many: the query's side of a list answer.
 
 use super::{
+    cells::{self, Cell},
     fields::{Field, Number},
     problem::Problem,
     view::{Context, Listed},
@@ -69,6 +70,7 @@ pub(super) struct Selection<T> {
 /// Which number to order by.
 enum Sort<T> {
     Own(fn(&T) -> Number),
+    Cell(cells::Named<T>),
     Counter(Field),
 }
 
@@ -123,6 +125,10 @@ impl<T: Listed> Sort<T> {
     fn read(&self, item: &T, context: &Context) -> Number {
         match self {
             Self::Own(read) => read(item),
+            Self::Cell((_, read)) => match read(item, context) {
+                Cell::Number(number) => number,
+                Cell::Text(_) => Number::Missing,
+            },
             Self::Counter(field) => field.read(item.subject(), context),
         }
     }
@@ -154,11 +160,20 @@ fn sort<T: Listed>(name: &str) -> Result<Sort<T>, Problem> {
     if let Some((_, read)) = T::NUMBERS.iter().find(|(known, _)| *known == name) {
         return Ok(Sort::Own(*read));
     }
+    if let Some(cell) = T::CELLS.iter().find(|(known, _)| *known == name) {
+        return Ok(Sort::Cell(*cell));
+    }
     let fields = || T::GROUPS.iter().flat_map(|group| group.fields());
     if let Some((_, field)) = fields().find(|(known, _)| known == name) {
         return Ok(Sort::Counter(field));
     }
-    let known: Vec<_> = T::NUMBERS.iter().map(|(name, _)| (*name).to_owned()).chain(fields().map(|(n, _)| n)).collect();
+    let known: Vec<_> = T::NUMBERS
+        .iter()
+        .map(|(name, _)| *name)
+        .chain(T::CELLS.iter().map(|(name, _)| *name))
+        .map(str::to_owned)
+        .chain(fields().map(|(n, _)| n))
+        .collect();
     Err(Problem::query(format!("sort={name}: it takes one of {}", known.join(", "))))
 }
 

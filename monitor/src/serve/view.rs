@@ -2,7 +2,11 @@
 //!
 //! Views borrow from the snapshot and are written straight into the answer.
 
-use super::fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS};
+use super::{
+    cells::{self, Cells},
+    fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS},
+    usage::{self, HostView},
+};
 use crate::{
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, MissingProgram, Refusal, SourceCoverage, State},
@@ -21,6 +25,7 @@ pub(super) struct Context {
     cannot_tell: [&'static [&'static str]; Source::ALL.len()],
     has_rates: bool,
     hierarchy: &'static str,
+    time: BootTime,
 }
 
 impl Context {
@@ -31,12 +36,28 @@ impl Context {
             live[coverage.source as usize] = coverage.state == State::Live;
             cannot_tell[coverage.source as usize] = coverage.cannot_tell;
         }
-        Self { live, cannot_tell, has_rates: !snapshot.tick.is_zero(), hierarchy: snapshot.hierarchy }
+        let (has_rates, hierarchy) = (!snapshot.tick.is_zero(), snapshot.hierarchy);
+        Self { live, cannot_tell, has_rates, hierarchy, time: snapshot.time }
     }
 
     /// Whether a source counts, and counts this number of its.
     pub(super) fn tells(&self, source: Source, number: &str) -> bool {
         self.live[source as usize] && !self.cannot_tell[source as usize].iter().any(|begin| number.starts_with(begin))
+    }
+
+    /// How long before the snapshot something was read.
+    pub(super) fn age(&self, read_at: BootTime) -> Number {
+        Number::Rate(self.time.since(read_at).as_secs_f64())
+    }
+
+    /// Whether something was read for this very snapshot.
+    pub(super) fn is_now(&self, read_at: BootTime) -> bool {
+        read_at == self.time
+    }
+
+    /// The file that the kernel tells a cgroup's peak by.
+    pub(super) fn kernels_peak(&self) -> &'static str {
+        if self.hierarchy == "v2" { "memory.peak" } else { "memory.max_usage_in_bytes" }
     }
 
     /// The number, unless it is a rate and there was nothing to compare with yet.
@@ -54,6 +75,8 @@ pub(super) trait Listed: Send + Sync + Sized + 'static {
     const NAME: &'static str;
     /// The item's own numbers, besides its groups'.
     const NUMBERS: &'static [Named<Self>];
+    /// What is polled of it.
+    const CELLS: &'static [cells::Named<Self>];
     /// Its groups of counters.
     const GROUPS: &'static [&'static Group];
 
@@ -88,6 +111,8 @@ struct ProcessView<'a> {
     oom_killed: bool,
     exited_time_ns: Option<BootTime>,
     #[serde(flatten)]
+    cells: Cells<'a, Process>,
+    #[serde(flatten)]
     groups: Groups<'a>,
 }
 
@@ -101,6 +126,7 @@ impl Listed for Process {
         ("tree", |p| Number::Count(p.tree.tgid.0.into())),
         ("exited_time_ns", |p| End::of(p.state).time.map(|time| time.0).into()),
     ];
+    const CELLS: &'static [cells::Named<Self>] = usage::PROCESS;
     const GROUPS: &'static [&'static Group] = ALL_GROUPS;
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
@@ -127,6 +153,7 @@ impl Listed for Process {
             exit_signal: end.signal,
             oom_killed: end.oom_killed,
             exited_time_ns: end.time,
+            cells: Cells::new(Self::CELLS, self, &context),
             groups: self.groups(context),
         };
         serde_json::to_writer(out, &view)
@@ -163,6 +190,8 @@ struct TreeView<'a> {
     processes_running: u32,
     processes_exited_total: u64,
     #[serde(flatten)]
+    cells: Cells<'a, Tree>,
+    #[serde(flatten)]
     groups: Groups<'a>,
 }
 
@@ -175,6 +204,7 @@ impl Listed for Tree {
         ("processes_running", |t| Number::Count(t.running.into())),
         ("processes_exited_total", |t| Number::Count(t.exited_total)),
     ];
+    const CELLS: &'static [cells::Named<Self>] = usage::TREE;
     const GROUPS: &'static [&'static Group] = ALL_GROUPS;
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
@@ -195,6 +225,7 @@ impl Listed for Tree {
             cgroup_id: known_id(self.cgroup),
             processes_running: self.running,
             processes_exited_total: self.exited_total,
+            cells: Cells::new(Self::CELLS, self, &context),
             groups: self.groups(context),
         };
         serde_json::to_writer(out, &view)
@@ -209,6 +240,8 @@ struct CgroupView<'a> {
     removed: bool,
     processes_running: u32,
     #[serde(flatten)]
+    cells: Cells<'a, Cgroup>,
+    #[serde(flatten)]
     groups: Groups<'a>,
 }
 
@@ -216,6 +249,7 @@ impl Listed for Cgroup {
     const NAME: &'static str = "cgroups";
     const NUMBERS: &'static [Named<Self>] =
         &[("id", |c| known_id(c.id).map(|id| id.0).into()), ("processes_running", |c| Number::Count(c.running.into()))];
+    const CELLS: &'static [cells::Named<Self>] = usage::CGROUP;
     const GROUPS: &'static [&'static Group] = ALL_GROUPS;
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
@@ -233,6 +267,7 @@ impl Listed for Cgroup {
             hierarchy: context.hierarchy,
             removed: self.removed,
             processes_running: self.running,
+            cells: Cells::new(Self::CELLS, self, &context),
             groups: self.groups(context),
         };
         serde_json::to_writer(out, &view)
@@ -250,6 +285,7 @@ struct BlockDeviceView<'a> {
 impl Listed for BlockDevice {
     const NAME: &'static str = "block_devices";
     const NUMBERS: &'static [Named<Self>] = &[];
+    const CELLS: &'static [cells::Named<Self>] = &[];
     const GROUPS: &'static [&'static Group] = &[&BLOCK_IO];
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
@@ -273,7 +309,7 @@ pub(super) struct SnapshotView<'a> {
     tick_seconds: f64,
     since_ns: BootTime,
     folded_processes_total: u64,
-    host: Groups<'a>,
+    host: WholeHostView<'a>,
     coverage: CoverageView<'a>,
     cost: CostView<'a>,
 }
@@ -286,10 +322,27 @@ impl<'a> SnapshotView<'a> {
             tick_seconds: snapshot.tick.as_secs_f64(),
             since_ns: snapshot.since,
             folded_processes_total: snapshot.folded_processes_total,
-            host: Groups { groups: ALL_GROUPS, subject: &snapshot.host, context: Context::of(snapshot) },
+            host: WholeHostView::of(snapshot),
             coverage: CoverageView(&snapshot.coverage),
             cost: CostView::of(&snapshot.cost),
         }
+    }
+}
+
+/// The machine: what it publishes of itself, and what is counted of it.
+#[derive(Serialize)]
+pub(super) struct WholeHostView<'a> {
+    #[serde(flatten)]
+    published: Option<HostView>,
+    #[serde(flatten)]
+    groups: Groups<'a>,
+}
+
+impl<'a> WholeHostView<'a> {
+    /// Of a snapshot.
+    pub(super) fn of(snapshot: &'a Snapshot) -> Self {
+        let groups = Groups { groups: ALL_GROUPS, subject: &snapshot.host, context: Context::of(snapshot) };
+        Self { published: HostView::of(snapshot), groups }
     }
 }
 

@@ -53,6 +53,7 @@ fn obey(line: &str, report: &mut Report) -> Result<()> {
     match arguments.word("command")? {
         "faults" => page_fault::faults(&mut arguments, report),
         "storm" => page_fault::storm(&mut arguments, report),
+        "hold" => page_fault::hold(&mut arguments, report),
         "allocate" => page_fault::allocate(&mut arguments, report),
         "maps" => address_space::maps(&mut arguments, report),
         "large" => address_space::large(&mut arguments, report),

@@ -137,6 +137,16 @@ pub(crate) fn storm(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
     Ok(())
 }
 
+/// `hold BYTES`: touches that much memory, and keeps it.
+pub(crate) fn hold(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    let bytes: usize = arguments.value("bytes")?;
+    let memory = Mapping::anonymous(bytes)?;
+    write_each(&memory);
+    std::mem::forget(memory);
+    report.number("bytes", bytes as u64);
+    Ok(())
+}
+
 /// `allocate BYTES`: touches that much memory, or dies of it.
 pub(crate) fn allocate(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
     let bytes: usize = arguments.value("bytes")?;

@@ -1,0 +1,359 @@
+//! What readings come to: rates, limits that count, peaks, working sets. Pure.
+
+use crate::{
+    reading::{
+        CgroupReading, CpuTimes, DiskReading, HostMemory, HostReading, InterfaceReading, MemoryReading, ProcessReading,
+    },
+    time::BootTime,
+};
+use std::sync::Arc;
+
+/// What a cgroup's files tell.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct CgroupUsage {
+    /// When they were read.
+    pub time: BootTime,
+    /// What they said.
+    pub reading: CgroupReading,
+    /// The limit that counts: the tightest of its own, those above it, and the host's memory.
+    pub limit: Option<Limit>,
+    /// The most memory ever in use.
+    pub peak: Option<Peak>,
+    /// CPUs in use, on average between the last two readings: 1 is one whole processor. Zero once it is idle.
+    pub cpu_per_second: Option<f64>,
+}
+
+/// A memory limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// How much.
+    pub bytes: u64,
+    /// Path of the cgroup that sets it; none where it is all the memory that the host has.
+    pub source: Option<Arc<str>>,
+}
+
+/// The most memory ever in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peak {
+    /// How much.
+    pub bytes: u64,
+    /// Whether the kernel tells; else it is the largest value that was seen.
+    pub by_kernel: bool,
+}
+
+/// What /proc tells of a process.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ProcessUsage {
+    /// When it was looked at.
+    pub time: BootTime,
+    /// What it told; what was left out this time is as it was told before.
+    pub reading: ProcessReading,
+    /// CPUs in use, on average between the last two looks. Zero once it is idle.
+    pub cpu_per_second: Option<f64>,
+}
+
+/// Sums over the running processes of a tree.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TreeUsage {
+    /// CPU time used by those running.
+    pub cpu_ns: u64,
+    /// CPUs in use.
+    pub cpu_per_second: f64,
+    /// Threads.
+    pub threads: u64,
+    /// Resident memory, each process's added up: shared pages are in it once for each.
+    pub resident_bytes: u64,
+    /// Swapped out.
+    pub swap_bytes: u64,
+    /// Shared and private memory, each page once.
+    pub shares: Option<TreeShares>,
+}
+
+/// A tree's memory without counting shared pages for each of its processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TreeShares {
+    /// Pages of one process alone, summed.
+    pub private_bytes: u64,
+    /// Pages that several processes map, each divided among all who do: what the tree's processes share with each other
+    /// counts once.
+    pub shared_bytes: u64,
+    /// Processes this is known of.
+    pub processes: u32,
+}
+
+/// What the machine tells of itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HostUsage {
+    /// What it said.
+    pub reading: HostReading,
+    /// Shares of the last tick, all processors together; none in the first tick.
+    pub cpu: Option<CpuShares>,
+    /// The same by processor.
+    pub cpus: Vec<(u32, Option<CpuShares>)>,
+    /// What disks did in the last tick, in the reading's order.
+    pub disks: Vec<Option<DiskRates>>,
+    /// What interfaces did in the last tick, in the reading's order.
+    pub interfaces: Vec<Option<InterfaceRates>>,
+}
+
+/// What processors did with their time, each 0–1 and together 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CpuShares {
+    /// In user mode, at any priority.
+    pub user: f64,
+    /// In the kernel, interrupts included.
+    pub system: f64,
+    /// Nothing, while something waited for a disk.
+    pub iowait: f64,
+    /// Taken by other virtual machines.
+    pub steal: f64,
+    /// Nothing.
+    pub idle: f64,
+}
+
+/// What one disk did, per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct DiskRates {
+    /// Share of the time with at least one request under way.
+    pub utilization: f64,
+    /// Bytes read.
+    pub read_bytes: f64,
+    /// Bytes written.
+    pub write_bytes: f64,
+    /// Requests completed.
+    pub ops: f64,
+}
+
+/// What one interface did, per second.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct InterfaceRates {
+    /// Bytes received.
+    pub received_bytes: f64,
+    /// Bytes sent.
+    pub sent_bytes: f64,
+}
+
+impl CgroupUsage {
+    /// From a reading and what was known before. The limit is still to be set.
+    pub(super) fn new(reading: CgroupReading, time: BootTime, before: Option<&Self>) -> Self {
+        let cpu_of = |usage: &Self| usage.reading.cpu_usage_ns;
+        let cpu_per_second = rate(reading.cpu_usage_ns, time, before.and_then(|b| Some((cpu_of(b)?, b.time))));
+        let peak = reading.memory.as_ref().map(|memory| match memory.peak_bytes {
+            Some(bytes) => Peak { bytes, by_kernel: true },
+            None => {
+                let seen = before.and_then(|before| before.peak).map_or(0, |peak| peak.bytes);
+                Peak { bytes: seen.max(memory.current_bytes), by_kernel: false }
+            }
+        });
+        Self { time, reading, limit: before.and_then(|before| before.limit.clone()), peak, cpu_per_second }
+    }
+
+    /// Its own limit.
+    pub(super) fn own_limit(&self) -> Option<u64> {
+        self.reading.memory.as_ref().and_then(|memory| memory.limit_bytes)
+    }
+}
+
+impl MemoryReading {
+    /// What it cannot do without, as kubelet has it: in use, less the page cache that is given back first.
+    pub fn working_set_bytes(&self) -> Option<u64> {
+        Some(self.current_bytes.saturating_sub(self.inactive_file_bytes?))
+    }
+}
+
+impl ProcessUsage {
+    /// From a look and what was known before.
+    pub(super) fn new(mut reading: ProcessReading, time: BootTime, before: Option<&Self>) -> Self {
+        let cpu_per_second = rate(Some(reading.cpu_ns), time, before.map(|b| (b.reading.cpu_ns, b.time)));
+        if let Some(before) = before.map(|before| &before.reading) {
+            reading.resident = reading.resident.or(before.resident);
+            reading.shares = reading.shares.or(before.shares);
+            reading.open_files = reading.open_files.or(before.open_files);
+            reading.storage = reading.storage.or(before.storage);
+        }
+        Self { time, reading, cpu_per_second }
+    }
+}
+
+impl TreeUsage {
+    /// Adds one of its processes.
+    pub(super) fn add(&mut self, usage: &ProcessUsage) {
+        let reading = &usage.reading;
+        self.cpu_ns += reading.cpu_ns;
+        self.cpu_per_second += usage.cpu_per_second.unwrap_or_default();
+        self.threads += u64::from(reading.threads);
+        if let Some(resident) = reading.resident {
+            self.resident_bytes += resident.total_bytes();
+            self.swap_bytes += resident.swap_bytes;
+        }
+        if let Some(of_process) = reading.shares {
+            let shares = self.shares.get_or_insert_default();
+            shares.private_bytes += of_process.unique_bytes;
+            shares.shared_bytes += of_process.proportional_bytes.saturating_sub(of_process.unique_bytes);
+            shares.processes += 1;
+        }
+    }
+}
+
+impl HostUsage {
+    /// From a reading and the one of the tick before.
+    pub(super) fn new(reading: HostReading, before: Option<&HostReading>, seconds: f64) -> Self {
+        let cpu = before.and_then(|before| CpuShares::between(&before.cpu, &reading.cpu));
+        let cpu_before = |number| before?.cpus.iter().find(|(other, _)| *other == number).map(|(_, times)| times);
+        let cpus = reading
+            .cpus
+            .iter()
+            .map(|(number, times)| (*number, cpu_before(*number).and_then(|b| CpuShares::between(b, times))))
+            .collect();
+        let disk_before = |name: &str| before?.disks.iter().find(|disk| disk.name == name);
+        let disks = reading
+            .disks
+            .iter()
+            .map(|disk| Some(DiskRates::between(disk_before(&disk.name)?, disk, seconds)))
+            .collect();
+        let interface_before = |name: &str| before?.interfaces.iter().find(|interface| interface.name == name);
+        let interfaces = reading
+            .interfaces
+            .iter()
+            .map(|interface| Some(InterfaceRates::between(interface_before(&interface.name)?, interface, seconds)))
+            .collect();
+        Self { reading, cpu, cpus, disks, interfaces }
+    }
+}
+
+impl CpuTimes {
+    const fn all_ns(&self) -> u64 {
+        self.user_ns
+            + self.nice_ns
+            + self.system_ns
+            + self.idle_ns
+            + self.iowait_ns
+            + self.irq_ns
+            + self.softirq_ns
+            + self.steal_ns
+    }
+}
+
+impl CpuShares {
+    /// None where no time has passed. The kernel's idle and iowait times may go backwards by a tick: that counts as zero.
+    fn between(before: &CpuTimes, now: &CpuTimes) -> Option<Self> {
+        let grown = |read: fn(&CpuTimes) -> u64| read(now).saturating_sub(read(before)) as f64;
+        let all = grown(CpuTimes::all_ns);
+        (all > 0.0).then(|| Self {
+            user: grown(|t| t.user_ns + t.nice_ns) / all,
+            system: grown(|t| t.system_ns + t.irq_ns + t.softirq_ns) / all,
+            iowait: grown(|t| t.iowait_ns) / all,
+            steal: grown(|t| t.steal_ns) / all,
+            idle: grown(|t| t.idle_ns) / all,
+        })
+    }
+
+    /// The share that did something.
+    pub fn busy(&self) -> f64 {
+        (1.0 - self.idle - self.iowait).clamp(0.0, 1.0)
+    }
+}
+
+impl HostMemory {
+    /// What cannot be had without swapping.
+    pub const fn used_bytes(&self) -> u64 {
+        self.total_bytes.saturating_sub(self.available_bytes)
+    }
+}
+
+impl DiskRates {
+    fn between(before: &DiskReading, now: &DiskReading, seconds: f64) -> Self {
+        let grown = |read: fn(&DiskReading) -> u64| read(now).saturating_sub(read(before)) as f64 / seconds;
+        Self {
+            utilization: (grown(|d| d.busy_ns) / 1e9).min(1.0),
+            read_bytes: grown(|d| d.read_bytes),
+            write_bytes: grown(|d| d.write_bytes),
+            ops: grown(|d| d.read_ops + d.write_ops),
+        }
+    }
+}
+
+impl InterfaceRates {
+    fn between(before: &InterfaceReading, now: &InterfaceReading, seconds: f64) -> Self {
+        let grown = |read: fn(&InterfaceReading) -> u64| read(now).saturating_sub(read(before)) as f64 / seconds;
+        Self { received_bytes: grown(|i| i.received_bytes), sent_bytes: grown(|i| i.sent_bytes) }
+    }
+}
+
+/// Growth of a time in nanoseconds per second of real time.
+fn rate(now: Option<u64>, time: BootTime, before: Option<(u64, BootTime)>) -> Option<f64> {
+    let ((now, time), (before, time_before)) = ((now?, time), before?);
+    let seconds = time.since(time_before).as_secs_f64();
+    (seconds > 0.0).then(|| now.saturating_sub(before) as f64 / 1e9 / seconds)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reading::{Resident, Shares};
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn cgroup(current_bytes: u64, peak_bytes: Option<u64>, cpu_ns: u64) -> CgroupReading {
+        let memory = MemoryReading { current_bytes, peak_bytes, ..MemoryReading::default() };
+        CgroupReading { memory: Some(memory), cpu_usage_ns: Some(cpu_ns), ..CgroupReading::default() }
+    }
+
+    #[test]
+    fn a_peak_that_the_kernel_does_not_tell_is_the_largest_seen() {
+        let first = CgroupUsage::new(cgroup(700, None, 0), BootTime(SECOND), None);
+        let second = CgroupUsage::new(cgroup(500, None, SECOND / 2), BootTime(3 * SECOND), Some(&first));
+        assert_eq!(second.peak, Some(Peak { bytes: 700, by_kernel: false }));
+        assert_eq!(second.cpu_per_second, Some(0.25));
+        let told = CgroupUsage::new(cgroup(500, Some(900), 0), BootTime(SECOND), None);
+        assert_eq!(told.peak, Some(Peak { bytes: 900, by_kernel: true }));
+    }
+
+    #[test]
+    fn workers_do_not_multiply_what_they_share() {
+        let mut tree = TreeUsage::default();
+        for _ in 0..4 {
+            let resident = Some(Resident { anon_bytes: 100, ..Resident::default() });
+            // 60 bytes shared by four, 40 of its own.
+            let shares = Some(Shares { proportional_bytes: 55, unique_bytes: 40 });
+            let reading = ProcessReading { resident, shares, threads: 2, ..ProcessReading::default() };
+            tree.add(&ProcessUsage::new(reading, BootTime(1), None));
+        }
+        assert_eq!((tree.resident_bytes, tree.threads), (400, 8));
+        assert_eq!(tree.shares, Some(TreeShares { private_bytes: 160, shared_bytes: 60, processes: 4 }));
+    }
+
+    #[test]
+    fn what_is_left_out_this_time_stays_as_it_was() {
+        let shares = Some(Shares { proportional_bytes: 5, unique_bytes: 3 });
+        let full = ProcessReading { shares, open_files: Some(4), ..ProcessReading::default() };
+        let first = ProcessUsage::new(full, BootTime(1), None);
+        let second = ProcessUsage::new(ProcessReading::default(), BootTime(2), Some(&first));
+        assert_eq!((second.reading.shares, second.reading.open_files), (shares, Some(4)));
+    }
+
+    #[test]
+    fn shares_of_processors_add_up_to_one() {
+        let before = CpuTimes { user_ns: 10, idle_ns: 10, ..CpuTimes::default() };
+        let now = CpuTimes { user_ns: 12, nice_ns: 1, system_ns: 1, idle_ns: 13, iowait_ns: 3, ..before };
+        let shares = CpuShares::between(&before, &now).unwrap();
+        assert_eq!((shares.user, shares.system, shares.iowait, shares.idle), (0.3, 0.1, 0.3, 0.3));
+        assert!((shares.busy() - 0.4).abs() < 1e-9);
+        assert_eq!(CpuShares::between(&now, &now), None);
+    }
+
+    #[test]
+    fn disks_and_interfaces_are_compared_by_name() {
+        let disk = |name: &str, busy_ns, read_bytes| DiskReading {
+            name: name.into(),
+            busy_ns,
+            read_bytes,
+            ..DiskReading::default()
+        };
+        let before = HostReading { disks: vec![disk("a", 0, 0), disk("b", 5, 5)], ..HostReading::default() };
+        let now = HostReading { disks: vec![disk("b", SECOND + 5, 105), disk("c", 9, 9)], ..HostReading::default() };
+        let usage = HostUsage::new(now, Some(&before), 2.0);
+        let b = DiskRates { utilization: 0.5, read_bytes: 50.0, ..DiskRates::default() };
+        assert_eq!(usage.disks, [Some(b), None]);
+    }
+}

@@ -1,0 +1,268 @@
+//! What is polled: memory of cgroups, processes and trees, and the machine, against the kernel's own files.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::fs;
+use tests::{
+    Agent, Cgroup, Machine, Workload,
+    clock::{PATIENCE, wait_until},
+    expect, json, proc,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// A cgroup of the newest snapshot in which its memory is known.
+fn cgroup(agent: &Agent, path: &str) -> Result<Value> {
+    soon(path, || {
+        let all = agent.get("/v1/cgroups?limit=100000")?;
+        let found = json::list(&all, "cgroups")?.iter().find(|cgroup| cgroup["path"] == *path);
+        Ok(found.filter(|cgroup| !cgroup["memory"].is_null()).cloned())
+    })
+}
+
+/// Waits until something of the newest snapshot is so: what rests is looked at again a tick later.
+fn soon<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    wait_until(what, PATIENCE, || look())
+}
+
+/// The agent's names, and where the kernel tells the same: a file, and a name in it.
+type Names = [(&'static str, &'static str, Option<&'static str>)];
+
+const V1: &Names = &[
+    ("memory.current_bytes", "memory.usage_in_bytes", None),
+    ("memory.peak_bytes", "memory.max_usage_in_bytes", None),
+    ("memory.anon_bytes", "memory.stat", Some("total_rss")),
+    ("memory.file_bytes", "memory.stat", Some("total_cache")),
+    ("memory.kernel_bytes", "memory.kmem.usage_in_bytes", None),
+    ("memory.events.max", "memory.failcnt", None),
+    ("memory.events.oom_kill", "memory.oom_control", Some("oom_kill")),
+];
+const V2: &Names = &[
+    ("memory.current_bytes", "memory.current", None),
+    ("memory.anon_bytes", "memory.stat", Some("anon")),
+    ("memory.file_bytes", "memory.stat", Some("file")),
+    ("memory.slab_bytes", "memory.stat", Some("slab")),
+    ("memory.events.max", "memory.events", Some("max")),
+    ("memory.events.oom", "memory.events", Some("oom")),
+    ("memory.events.oom_kill", "memory.events", Some("oom_kill")),
+];
+
+#[test]
+fn memory_of_a_cgroup_is_what_its_files_say() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let outer = Cgroup::new("usage")?;
+    let inner = outer.child("inner")?;
+    outer.limit_memory(256 * MIB)?;
+    let mut workload = Workload::start()?;
+    inner.add(workload.pid())?;
+    workload.run(&format!("hold {}", 32 * MIB))?;
+    let version_2 = outer.hierarchy().version_2;
+    for (of, name) in [(&outer, "outer"), (&inner, "inner")] {
+        soon(&format!("the {name} cgroup's numbers"), || {
+            let told = cgroup(&agent, &of.path())?;
+            let agree = |(ours, file, name): &(&str, &str, Option<&str>)| {
+                Ok(json::at(&told, ours)?.as_u64() == Some(of.read(file, *name)?))
+            };
+            let all = if version_2 { V2 } else { V1 }.iter().map(agree).collect::<Result<Vec<bool>>>()?;
+            Ok(all.iter().all(|agree| *agree).then_some(()))
+        })
+        .with_context(|| format!("{:#}", cgroup(&agent, &of.path()).unwrap_or_default()["memory"]))?;
+        let told = cgroup(&agent, &of.path())?;
+        expect::exactly("limit", json::count(&told, "memory.limit_bytes")?, 256 * MIB)?;
+        expect::exactly("who sets it", json::text(&told, "memory.limit_source")?, outer.path().as_str())?;
+        let (anon, current) = (json::count(&told, "memory.anon_bytes")?, json::count(&told, "memory.current_bytes")?);
+        ensure!(anon >= 32 * MIB && anon <= current, "{anon} anonymous bytes of {current}");
+        let inactive = of.read("memory.stat", Some(if version_2 { "inactive_file" } else { "total_inactive_file" }))?;
+        expect::exactly("working set", json::count(&told, "memory.working_set_bytes")?, current - inactive)?;
+        ensure!(json::count(&told, "memory.peak_bytes")? >= current, "a peak below what is in use: {told}");
+    }
+    // A limit that changes above holds below at once, though nothing moves there.
+    outer.limit_memory(200 * MIB)?;
+    workload.run("faults user-write 10 1")?;
+    soon("the new limit", || {
+        let told = cgroup(&agent, &inner.path())?;
+        Ok((json::count(&told, "memory.limit_bytes")? == 200 * MIB).then_some(()))
+    })?;
+    workload.send("exit 0")?;
+    workload.wait()?;
+    drop(inner);
+    agent.stop()
+}
+
+#[test]
+fn what_is_idle_keeps_its_numbers_and_tells_their_age() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let group = Cgroup::new("idle")?;
+    let mut workload = Workload::start()?;
+    group.add(workload.pid())?;
+    workload.run(&format!("hold {}", 8 * MIB))?;
+    let age = |told: &Value| json::at(told, "age_seconds").and_then(|age| age.as_f64().context("no age"));
+    let aged = soon("an idle cgroup's numbers to grow old", || {
+        let told = cgroup(&agent, &group.path())?;
+        Ok((age(&told)? > 2.0).then_some(told))
+    })?;
+    expect::exactly("CPU of an idle cgroup", aged["cpu"]["per_second"].as_f64().unwrap_or(0.0), 0.0)?;
+    ensure!(json::count(&aged, "memory.anon_bytes")? >= 8 * MIB, "an idle cgroup's memory is forgotten: {aged}");
+    let process = agent.process(workload.pid())?;
+    ensure!(age(&process)? > 1.0, "an idle process was looked at {} s ago", age(&process)?);
+    // One fault is enough to be looked at again.
+    workload.run("faults user-write 1 1")?;
+    soon("fresh numbers", || Ok((age(&cgroup(&agent, &group.path())?)? < 0.5).then_some(())))?;
+    workload.send("exit 0")?;
+    workload.wait()?;
+    agent.stop()
+}
+
+#[test]
+fn each_tick_has_its_own_peak_where_the_kernel_can_tell() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let group = Cgroup::new("peak")?;
+    let resets = group.hierarchy().version_2 && {
+        let file = fs::OpenOptions::new().write(true).open(group.directory().join("memory.peak"));
+        file.is_ok_and(|mut file| std::io::Write::write_all(&mut file, b"reset\n").is_ok())
+    };
+    let mut workload = Workload::start()?;
+    group.add(workload.pid())?;
+    let mut highest = 0;
+    for _ in 0..2 {
+        agent.settle()?;
+        // Up and down within one tick: no sample of what is in use sees it.
+        workload.run(&format!("allocate {}", 24 * MIB))?;
+        let peak = soon("the tick's peak", || {
+            let told = cgroup(&agent, &group.path())?;
+            highest = highest.max(json::count(&told, "memory.peak_bytes").unwrap_or(0));
+            let peak = told["memory"]["tick_peak_bytes"].as_u64();
+            // The second time the kernel's own peak does not rise: only a peak of the tick's own tells.
+            if resets { Ok(peak.filter(|peak| *peak >= 24 * MIB)) } else { Ok(Some(0)) }
+        })?;
+        if resets {
+            ensure!(peak < 60 * MIB, "the tick's peak is {peak}");
+            soon("the next tick's peak", || {
+                let told = cgroup(&agent, &group.path())?;
+                Ok(told["memory"]["tick_peak_bytes"].as_u64().filter(|peak| *peak < 20 * MIB))
+            })?;
+        }
+    }
+    ensure!(highest == 0 || highest >= 24 * MIB, "the peak is {highest}");
+    workload.send("exit 0")?;
+    workload.wait()?;
+    agent.stop()
+}
+
+#[test]
+fn memory_and_time_of_a_process_are_what_proc_says() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    workload.run(&format!("hold {}", 16 * MIB))?;
+    workload.run("faults user-write 50000 1")?;
+    let pid = workload.pid();
+    soon("the process's numbers", || {
+        let Ok(told) = agent.process(pid) else { return Ok(None) };
+        let number = |name: &str| json::at(&told, name).map(|value| value.as_u64());
+        let agree = [
+            number("memory.anon_bytes")? == Some(proc::bytes(pid, "status", "RssAnon")?),
+            number("memory.file_bytes")? == Some(proc::bytes(pid, "status", "RssFile")?),
+            number("memory.shmem_bytes")? == Some(proc::bytes(pid, "status", "RssShmem")?),
+            number("minor_faults_total")?.zip(number("major_faults_total")?).map(|(minor, major)| minor + major)
+                == Some(proc::faults(pid)?),
+            told["cpu"]["seconds_total"].as_f64() == Some(proc::cpu_seconds(pid)?),
+        ];
+        Ok(agree.iter().all(|agree| *agree).then_some(()))
+    })
+    .with_context(|| format!("{:#}", agent.process(pid).unwrap_or_default()))?;
+    let told = agent.process(pid)?;
+    let unique: u64 = ["Private_Clean", "Private_Dirty"]
+        .iter()
+        .map(|name| proc::bytes(pid, "smaps_rollup", name))
+        .sum::<Result<u64>>()?;
+    expect::between("unique", unique - MIB, json::count(&told, "memory.unique_bytes")?, unique + MIB)?;
+    expect::exactly("threads", json::count(&told, "threads")?, 1)?;
+    agent.stop()
+}
+
+#[test]
+fn a_trees_workers_do_not_multiply_the_memory_they_share() -> Result<()> {
+    const WORKERS: u64 = 4;
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    // A cgroup of its own makes it the root of a tree, once it is known there.
+    let group = Cgroup::new("tree")?;
+    group.add(workload.pid())?;
+    workload.run(&format!("hold {}", 64 * MIB))?;
+    workload.run(&format!("children {WORKERS}"))?;
+    let tree = soon("the tree's shares", || {
+        let trees = agent.get("/v1/trees?limit=100000")?;
+        let tree = json::list(&trees, "trees")?.iter().find(|tree| tree["pid"] == workload.pid()).cloned();
+        Ok(tree.filter(|tree| tree["memory"]["split_processes"] == WORKERS + 1))
+    })?;
+    expect::exactly("workers", json::count(&tree, "workers")?, WORKERS)?;
+    let bytes = |name: &str| json::count(&tree, &format!("memory.{name}_bytes"));
+    let (resident, shared, private) = (bytes("resident")?, bytes("shared")?, bytes("private")?);
+    ensure!(resident >= (WORKERS + 1) * 64 * MIB, "resident {resident}: not each process's own added up");
+    ensure!(shared >= 60 * MIB, "shared {shared}: not the 64 MiB that all have");
+    expect::between("shared and private", 64 * MIB, shared + private, 80 * MIB)?;
+    workload.run("release")?;
+    workload.send("exit 0")?;
+    workload.wait()?;
+    agent.stop()
+}
+
+#[test]
+fn the_machine_is_what_proc_says() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    agent.settle()?;
+    let host = agent.get("/v1/host")?;
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let kib = |name: &str| -> Result<u64> {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    };
+    expect::exactly("memory", json::count(&host, "memory.total_bytes")?, kib("MemTotal:")?)?;
+    expect::exactly("swap", json::count(&host, "memory.swap_total_bytes")?, kib("SwapTotal:")?)?;
+    let (available, told) = (kib("MemAvailable:")?, json::count(&host, "memory.available_bytes")?);
+    ensure!(available.abs_diff(told) < 256 * MIB, "{told} bytes available, {available} by /proc/meminfo");
+    let cpu = &host["cpu"];
+    let sum: f64 = ["user_ratio", "system_ratio", "iowait_ratio", "steal_ratio", "idle_ratio"]
+        .iter()
+        .filter_map(|name| cpu[name].as_f64())
+        .sum();
+    ensure!((sum - 1.0).abs() < 0.001, "shares of the processors' time add up to {sum}: {cpu}");
+    let online = fs::read_to_string("/proc/stat")?.lines().filter(|line| line.starts_with("cpu")).count() - 1;
+    expect::exactly("processors", json::list(&host, "cpus")?.len(), online)?;
+    let loopback = json::list(&host, "interfaces")?.iter().find(|interface| interface["name"] == "lo").cloned();
+    let statistics = |name: &str| -> Result<u64> {
+        Ok(fs::read_to_string(format!("/sys/class/net/lo/statistics/{name}"))?.trim().parse()?)
+    };
+    let told = json::count(&loopback.context("no loopback interface")?, "received_bytes_total")?;
+    ensure!(told <= statistics("rx_bytes")?, "{told} bytes received by lo");
+    agent.stop()
+}
+
+#[test]
+fn what_is_switched_off_is_null_and_costs_no_descriptor() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let files = |agent: &Agent| -> Result<usize> {
+        let links = fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.flatten();
+        let of_cgroups =
+            links.filter(|link| fs::read_link(link.path()).is_ok_and(|to| to.starts_with("/sys/fs/cgroup")));
+        Ok(of_cgroups.count())
+    };
+    let on = Agent::start(&[])?;
+    ensure!(files(&on)? > 0, "no cgroup's files are kept open");
+    on.stop()?;
+    let off = Agent::start(&["--set", "cpu_monitoring=false", "--set", "io_monitoring=false"])?;
+    off.settle()?;
+    expect::exactly("open files of cgroups", files(&off)?, 0)?;
+    let snapshot = off.get("/v1/snapshot")?;
+    ensure!(snapshot["host"]["memory"].is_null() && snapshot["host"]["disks"].is_null(), "{}", snapshot["host"]);
+    for cgroup in json::list(&snapshot, "cgroups")? {
+        ensure!(cgroup["memory"].is_null() && cgroup["age_seconds"].is_null(), "{cgroup}");
+    }
+    off.stop()
+}
