@@ -2,7 +2,7 @@
 //! handed immutable snapshots.
 
 use crate::{
-    collect::{Collector, cgroup::CgroupFiles, cost::CostMeter, lifecycle},
+    collect::{Collector, cgroup::CgroupFiles, container::ContainerFiles, cost::CostMeter, lifecycle},
     config::Config,
     doctor,
     event_log::{DEFAULT_CAPACITY, EventLog},
@@ -80,6 +80,7 @@ fn lift_memory_lock_limit() {
 struct Agent {
     collector: Collector,
     cgroups: CgroupFiles,
+    containers: ContainerFiles,
     model: Model,
     meter: CostMeter,
     events: Arc<EventLog>,
@@ -105,6 +106,7 @@ impl Agent {
         Ok(Self {
             collector,
             cgroups: CgroupFiles::new(facts.cgroup.clone()),
+            containers: ContainerFiles::new(config.containers.clone()),
             model: Model::new(since, retention, facts.cgroup.name()),
             meter: CostMeter::default(),
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
@@ -208,7 +210,9 @@ impl Agent {
 
     /// Looks up what nobody knows, takes the sample in, tells its events, and lets the kernel forget what has ended.
     fn take(&mut self, mut sample: Sample) -> Sample {
-        sample.found.extend(lifecycle::look_up(&self.model.unknown(&sample), &self.cgroups));
+        let unknown = self.model.unknown(&sample);
+        sample.found.extend(lifecycle::look_up(&unknown, &self.cgroups));
+        sample.found.containers.extend(self.containers.find(&unknown.containers));
         let taken = self.model.take(&sample);
         for event in taken.events {
             self.events.push(event);

@@ -36,6 +36,8 @@ pub struct Config {
     pub exited: Exited,
     /// The agent's measuring of itself.
     pub cost: Cost,
+    /// Where names of containers are read.
+    pub containers: Containers,
     /// Calls of at least this many bytes are told as events.
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
@@ -60,6 +62,24 @@ pub struct Cost {
     pub window: Duration,
     /// A window begins this often; zero for never.
     pub every: Duration,
+}
+
+/// Where names of containers are read: directories as the agent sees them, which in a container of its own may be
+/// mounted elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Containers {
+    /// Whether names are read at all.
+    pub names: bool,
+    /// The kubelet's links to the containers' logs.
+    pub logs: PathBuf,
+    /// Docker's containers.
+    pub docker: PathBuf,
+    /// containerd's running tasks.
+    pub containerd: PathBuf,
+    /// Storage of podman and CRI-O, what outlives a reboot: "graphroot" of storage.conf(5).
+    pub storage: PathBuf,
+    /// Storage of podman and CRI-O, what does not: "runroot".
+    pub storage_run: PathBuf,
 }
 
 /// What can be set of each source.
@@ -99,6 +119,14 @@ impl Default for Config {
             kernel_log: LevelFilter::Warn,
             exited: Exited { keep: Duration::from_secs(60), limit: 8192 },
             cost: Cost { window: Duration::from_secs(1), every: Duration::from_secs(60) },
+            containers: Containers {
+                names: true,
+                logs: PathBuf::from("/var/log/containers"),
+                docker: PathBuf::from("/var/lib/docker/containers"),
+                containerd: PathBuf::from("/run/containerd/io.containerd.runtime.v2.task"),
+                storage: PathBuf::from("/var/lib/containers/storage"),
+                storage_run: PathBuf::from("/run/containers/storage"),
+            },
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
             sources: Default::default(),

@@ -3,6 +3,7 @@
 pub mod address_space;
 pub mod block_io;
 pub mod cgroup;
+pub mod container;
 pub mod cost;
 pub mod lifecycle;
 pub mod page_fault;

@@ -27,9 +27,9 @@ use tokio::sync::watch;
 pub(super) const ENDPOINTS: [(&str, &str); 8] = [
     ("/v1/health", "whether all is well, what the agent costs, which sources count"),
     ("/v1/snapshot", "everything known after the last tick"),
-    ("/v1/processes", "processes; ?pid= &tree= &cgroup= &sort= &limit="),
+    ("/v1/processes", "processes; ?pid= &tree= &cgroup= &container= &sort= &limit="),
     ("/v1/trees", "process trees; ?sort= &limit="),
-    ("/v1/cgroups", "cgroups, each with all below it; ?sort= &limit="),
+    ("/v1/cgroups", "cgroups, each with all below it; ?container= &sort= &limit="),
     ("/v1/block_devices", "block devices; ?sort= &limit="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     ("/v1/doctor", "what this host offers, and how each source was attached"),
