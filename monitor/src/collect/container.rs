@@ -116,7 +116,7 @@ struct Bundle {
 fn bundle_config(bundle: &Path, runtime: Runtime) -> Option<FoundContainer> {
     let Bundle { annotations } = read_json(&bundle.join("config.json"))?;
     let told = annotated(&annotations.unwrap_or_default());
-    (!told.tells_nothing()).then(|| FoundContainer { runtime: Some(runtime), ..told })
+    (!told.tells_nothing()).then_some(FoundContainer { runtime: Some(runtime), ..told })
 }
 
 /// Keys of annotations and labels, of containerd (internal/cri/annotations), of the kubelet (pkg/kubelet/types/labels.go,

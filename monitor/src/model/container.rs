@@ -380,8 +380,8 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_path_is_a_panic(path: String) {
-            Container::of_path(&path);
-            (unit(&path), slice(&path));
+            let told = (Container::of_path(&path), unit(&path), slice(&path));
+            proptest::prop_assert!(told.0.is_none_or(|container| container.id.len() == 64));
         }
     }
 }
