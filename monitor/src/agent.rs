@@ -5,6 +5,7 @@ use crate::{
     collect::{
         Collector,
         cgroup::CgroupFiles,
+        container::ContainerFiles,
         cost::CostMeter,
         lifecycle,
         node::{Node, Polled},
@@ -87,6 +88,7 @@ struct Agent {
     collector: Collector,
     cgroups: CgroupFiles,
     node: Node,
+    containers: ContainerFiles,
     model: Model,
     meter: CostMeter,
     events: Arc<EventLog>,
@@ -112,6 +114,7 @@ impl Agent {
         Ok(Self {
             collector,
             cgroups: CgroupFiles::new(facts.cgroup.clone()),
+            containers: ContainerFiles::new(config.containers.clone()),
             node: Node::new(Polled { cpu: config.cpu_monitoring, io: config.io_monitoring }, &facts.cgroup),
             model: Model::new(since, retention, facts.cgroup.name(), config.entry_points.clone()),
             meter: CostMeter::default(),
@@ -219,7 +222,9 @@ impl Agent {
 
     /// Looks up what nobody knows, takes the sample in, tells its events, and lets the kernel forget what has ended.
     fn take(&mut self, mut sample: Sample) -> Sample {
-        sample.found.extend(lifecycle::look_up(&self.model.unknown(&sample), &self.cgroups));
+        let unknown = self.model.unknown(&sample);
+        sample.found.extend(lifecycle::look_up(&unknown, &self.cgroups));
+        sample.found.containers.extend(self.containers.find(&unknown.containers));
         let taken = self.model.take(&sample);
         for event in taken.events {
             self.events.push(event);

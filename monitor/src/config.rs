@@ -42,6 +42,8 @@ pub struct Config {
     pub io_monitoring: bool,
     /// Programs, scripts or modules whose processes form trees, besides those that are known.
     pub entry_points: Vec<String>,
+    /// Where names of containers are read.
+    pub containers: Containers,
     /// Calls of at least this many bytes are told as events.
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
@@ -66,6 +68,24 @@ pub struct Cost {
     pub window: Duration,
     /// A window begins this often; zero for never.
     pub every: Duration,
+}
+
+/// Where names of containers are read: directories as the agent sees them, which in a container of its own may be
+/// mounted elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Containers {
+    /// Whether names are read at all.
+    pub names: bool,
+    /// The kubelet's links to the containers' logs.
+    pub logs: PathBuf,
+    /// Docker's containers.
+    pub docker: PathBuf,
+    /// containerd's running tasks.
+    pub containerd: PathBuf,
+    /// Storage of podman and CRI-O, what outlives a reboot: "graphroot" of storage.conf(5).
+    pub storage: PathBuf,
+    /// Storage of podman and CRI-O, what does not: "runroot".
+    pub storage_run: PathBuf,
 }
 
 /// What can be set of each source.
@@ -108,6 +128,14 @@ impl Default for Config {
             cpu_monitoring: true,
             io_monitoring: true,
             entry_points: Vec::new(),
+            containers: Containers {
+                names: true,
+                logs: PathBuf::from("/var/log/containers"),
+                docker: PathBuf::from("/var/lib/docker/containers"),
+                containerd: PathBuf::from("/run/containerd/io.containerd.runtime.v2.task"),
+                storage: PathBuf::from("/var/lib/containers/storage"),
+                storage_run: PathBuf::from("/run/containers/storage"),
+            },
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
             sources: Default::default(),

@@ -118,6 +118,8 @@ pub struct Found {
     pub gone_cgroups: Vec<CgroupId>,
     /// Names of block devices.
     pub devices: Vec<(DeviceId, String)>,
+    /// Names of containers, and which still have none.
+    pub containers: Vec<FoundContainer>,
 }
 
 impl Found {
@@ -128,6 +130,7 @@ impl Found {
         self.cgroups.extend(other.cgroups);
         self.gone_cgroups.extend(other.gone_cgroups);
         self.devices.extend(other.devices);
+        self.containers.extend(other.containers);
     }
 }
 
@@ -148,6 +151,71 @@ pub struct FoundProcess {
     pub running: bool,
 }
 
+/// What the files of container runtimes and of the kubelet tell of a container.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FoundContainer {
+    /// Its id: 64 hexadecimal digits.
+    pub id: Arc<str>,
+    /// Who runs it, where a file of theirs told.
+    pub runtime: Option<Runtime>,
+    /// Its name: the one given to it, in a pod the one it has in the pod's specification.
+    pub name: Option<String>,
+    /// The pod's name.
+    pub pod: Option<String>,
+    /// The pod's Kubernetes namespace.
+    pub namespace: Option<String>,
+    /// The pod's unique id.
+    pub pod_uid: Option<String>,
+    /// The image, as whoever started the container named it.
+    pub image: Option<String>,
+}
+
+impl FoundContainer {
+    /// Whether nothing was found of it.
+    pub fn tells_nothing(&self) -> bool {
+        *self == Self { id: Arc::clone(&self.id), ..Self::default() }
+    }
+
+    /// Fills in what is not known yet.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self {
+            id: self.id,
+            runtime: self.runtime.or(other.runtime),
+            name: self.name.or(other.name),
+            pod: self.pod.or(other.pod),
+            namespace: self.namespace.or(other.namespace),
+            pod_uid: self.pod_uid.or(other.pod_uid),
+            image: self.image.or(other.image),
+        }
+    }
+}
+
+/// Who runs a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// Docker.
+    Docker,
+    /// podman.
+    Podman,
+    /// containerd, used by the kubelet or by nerdctl.
+    Containerd,
+    /// CRI-O.
+    CriO,
+}
+
+impl Runtime {
+    /// Its name in answers.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Docker => "docker",
+            Self::Podman => "podman",
+            Self::Containerd => "containerd",
+            Self::CriO => "cri-o",
+        }
+    }
+}
+
 /// What a model does not know and a sample mentions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unknown {
@@ -157,6 +225,8 @@ pub struct Unknown {
     pub cgroups: Vec<CgroupId>,
     /// Block devices.
     pub devices: Vec<DeviceId>,
+    /// Containers whose names are due to be looked for, by their ids.
+    pub containers: Vec<Arc<str>>,
 }
 
 /// Counters that will not change any more and have been taken in: the kernel may forget them.

@@ -7,6 +7,7 @@ mod address_space;
 mod block_io;
 mod cgroup;
 mod command_line;
+mod container;
 mod lifecycle;
 mod maps;
 mod page_fault;

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod bpf;
 pub mod cgroup;
 pub mod clock;
+pub mod container;
 pub mod disk;
 pub mod expect;
 pub mod http;
@@ -20,6 +21,7 @@ pub mod workload;
 
 pub use agent::Agent;
 pub use cgroup::Cgroup;
+pub use container::{Podman, Runc};
 pub use disk::LoopDevice;
 pub use machine::Machine;
 pub use workload::Workload;

@@ -4,6 +4,7 @@ pub mod address_space;
 pub mod block_io;
 pub mod cgroup;
 pub mod cgroup_stat;
+pub mod container;
 pub mod cost;
 mod files;
 pub mod host;

@@ -95,6 +95,22 @@ fn general() -> Vec<Key> {
         key(Some("cost"), "every", "how often it is measured; \"0s\" for never", |c| {
             Slot::Duration(&mut c.cost.every, Duration::ZERO..=24 * HOUR)
         }),
+        key(Some("containers"), "names", "read names of containers from the files below", |c| {
+            Slot::Switch(&mut c.containers.names)
+        }),
+        key(Some("containers"), "logs", "the kubelet's links to the containers' logs", |c| {
+            Slot::Path(&mut c.containers.logs)
+        }),
+        key(Some("containers"), "docker", "Docker's containers", |c| Slot::Path(&mut c.containers.docker)),
+        key(Some("containers"), "containerd", "containerd's running tasks", |c| {
+            Slot::Path(&mut c.containers.containerd)
+        }),
+        key(Some("containers"), "storage", "podman's and CRI-O's storage (graphroot)", |c| {
+            Slot::Path(&mut c.containers.storage)
+        }),
+        key(Some("containers"), "storage_run", "what of it a reboot empties (runroot)", |c| {
+            Slot::Path(&mut c.containers.storage_run)
+        }),
     ]
 }
 

@@ -2,6 +2,7 @@
 
 use super::{
     account::{Accounts, Counted},
+    container::Container,
     ledger::Addition,
     snapshot::{Cgroup, Subject},
     usage::{CgroupUsage, Limit},
@@ -9,6 +10,7 @@ use super::{
 use crate::{
     ids::CgroupId,
     reading::{CgroupReading, Watched},
+    sample::FoundContainer,
     time::BootTime,
 };
 use std::{
@@ -24,6 +26,32 @@ pub(super) struct Cgroups {
     parents: HashMap<CgroupId, CgroupId>,
     by_path: HashMap<Arc<str>, CgroupId>,
     removed: VecDeque<(BootTime, CgroupId)>,
+    /// Containers whose names are still looked for.
+    nameless: Vec<Nameless>,
+}
+
+/// A container whose names are still looked for.
+#[derive(Debug)]
+struct Nameless {
+    /// Its cgroup.
+    cgroup: CgroupId,
+    /// Its id.
+    id: Arc<str>,
+    /// How often they were looked for in vain.
+    tries: u32,
+    /// When that was last done.
+    looked: BootTime,
+}
+
+/// So often names are looked for: the kubelet makes its link when a container has started, which may take a while.
+const TRIES: u32 = 6;
+/// From the first time to the second; then twice that, and so on: the last is half a minute after the first.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+
+impl Nameless {
+    fn is_due(&self, now: BootTime) -> bool {
+        self.tries == 0 || now.since(self.looked) >= FIRST_PAUSE * (1 << (self.tries - 1))
+    }
 }
 
 impl Counted for Cgroup {
@@ -45,20 +73,28 @@ impl Cgroups {
         self.accounts.find(id).is_some_and(|cgroup| &*cgroup.path == "/")
     }
 
+    pub(super) fn container(&self, id: CgroupId) -> Option<Arc<Container>> {
+        self.accounts.find(id)?.container.clone()
+    }
+
     pub(super) fn by_path(&self, path: &str) -> Option<CgroupId> {
         self.by_path.get(path).copied()
     }
 
     /// A cgroup is there. What is known under the id already stays; a parent that was not known may be now.
     pub(super) fn made(&mut self, id: CgroupId, path: &Arc<str>) {
-        if let Some(parent) = parent_path(path).and_then(|parent| self.by_path(parent)) {
+        let parent = parent_path(path).and_then(|parent| self.by_path(parent));
+        if let Some(parent) = parent {
             self.parents.entry(id).or_insert(parent);
         }
         if self.accounts.contains(id) {
             return;
         }
+        let above = parent.and_then(|parent| self.container(parent));
+        let container = self.enter_container(id, path, above);
         let subject = Subject::default();
-        self.accounts.open(id, Cgroup { id, path: path.clone(), removed: false, running: 0, subject, usage: None });
+        let cgroup = Cgroup { id, path: path.clone(), container, removed: false, running: 0, subject, usage: None };
+        self.accounts.open(id, cgroup);
         self.by_path.insert(path.clone(), id);
     }
 
@@ -73,9 +109,11 @@ impl Cgroups {
             .map(|(id, rest)| (id, format!("{path}{rest}").into()))
             .collect();
         for (id, path) in below {
+            let container = self.enter_container(id, &path, self.container(id));
             if let Some(cgroup) = self.accounts.edit(id) {
                 self.by_path.remove(&cgroup.path);
                 cgroup.path = path.clone();
+                cgroup.container = container;
                 self.by_path.insert(path, id);
             }
         }
@@ -93,7 +131,77 @@ impl Cgroups {
                 self.by_path.remove(&path);
             }
             self.removed.push_back((time, id));
+            self.nameless.retain(|nameless| nameless.cgroup != id);
         }
+    }
+
+    /// The container that a cgroup of this path is in: the one given, if it is that, else a new one without a name.
+    fn enter_container(
+        &mut self,
+        cgroup: CgroupId,
+        path: &str,
+        known: Option<Arc<Container>>,
+    ) -> Option<Arc<Container>> {
+        let container = Container::of_path(path)?;
+        known.filter(|known| known.id == container.id).or_else(|| {
+            self.nameless.push(Nameless { cgroup, id: container.id.clone(), tries: 0, looked: BootTime::default() });
+            Some(Arc::new(container))
+        })
+    }
+
+    /// Containers whose names are to be looked for now.
+    pub(super) fn nameless(&self, now: BootTime) -> Vec<Arc<str>> {
+        self.nameless.iter().filter(|nameless| nameless.is_due(now)).map(|nameless| nameless.id.clone()).collect()
+    }
+
+    /// Takes in names that were looked for. Whether there were any.
+    pub(super) fn named(&mut self, found: &[FoundContainer], now: BootTime) -> bool {
+        if found.is_empty() {
+            return false;
+        }
+        let found: HashMap<&str, &FoundContainer> = found.iter().map(|found| (&*found.id, found)).collect();
+        let named = self.learn(&found);
+        self.nameless.retain_mut(|nameless| {
+            if found.contains_key(&*nameless.id) {
+                nameless.tries += 1;
+                nameless.looked = now;
+            }
+            nameless.tries < TRIES && !named.get(&nameless.id).is_some_and(|container| container.is_named())
+        });
+        !named.is_empty()
+    }
+
+    /// Lets all cgroups of containers have their names. Returns the containers that got some.
+    fn learn(&mut self, found: &HashMap<&str, &FoundContainer>) -> HashMap<Arc<str>, Arc<Container>> {
+        let mut named = HashMap::new();
+        let cgroups = self.accounts.iter().filter_map(|(id, cgroup)| {
+            let container = cgroup.container.as_ref()?;
+            let found = found.get(&*container.id).filter(|found| !found.tells_nothing())?;
+            let shared = named.entry(container.id.clone()).or_insert_with(|| {
+                let mut container = (**container).clone();
+                container.learn(found);
+                Arc::new(container)
+            });
+            Some((id, shared.clone()))
+        });
+        for (id, container) in cgroups.collect::<Vec<_>>() {
+            if let Some(cgroup) = self.accounts.edit(id) {
+                cgroup.container = Some(container);
+            }
+        }
+        named
+    }
+
+    /// Path and container of a cgroup, if they are known and others than these.
+    pub(super) fn news(
+        &self,
+        id: CgroupId,
+        path: Option<&Arc<str>>,
+        container: Option<&Arc<Container>>,
+    ) -> Option<(Arc<str>, Option<Arc<Container>>)> {
+        let cgroup = self.accounts.find(id)?;
+        let same = path == Some(&cgroup.path) && container == cgroup.container.as_ref();
+        (!same).then(|| (cgroup.path.clone(), cgroup.container.clone()))
     }
 
     /// Adds to a cgroup and to all above it.

@@ -5,6 +5,7 @@
 
 mod account;
 mod cgroups;
+pub mod container;
 mod ledger;
 mod processes;
 mod rule;
@@ -105,6 +106,7 @@ impl Model {
         if let Some(counters) = &sample.counters {
             search.counters(counters);
         }
+        search.found.containers = self.cgroups.nameless(sample.time);
         search.found
     }
 
@@ -253,6 +255,9 @@ impl Model {
                 self.devices.open(*id, BlockDevice { id: *id, name: name.clone(), subject: Subject::default() });
             }
         }
+        if self.cgroups.named(&found.containers, now) {
+            self.processes.refresh_cgroups(&self.cgroups);
+        }
     }
 
     /// Takes in one moment of a process's or cgroup's life.
@@ -274,7 +279,7 @@ impl Model {
             What::CgroupMade(id, path) => self.cgroups.made(*id, path),
             What::CgroupRenamed(id, path) => {
                 self.cgroups.renamed(*id, path);
-                self.processes.refresh_paths(&self.cgroups);
+                self.processes.refresh_cgroups(&self.cgroups);
             }
             What::CgroupRemoved(id, _) => self.cgroups.removed(*id, moment.time),
             What::AddressSpace(_) | What::BlockIo(_) => {}

@@ -89,6 +89,7 @@ impl Processes {
             command_line: found.command_line.clone(),
             cgroup: cgroup.unwrap_or_default(),
             cgroup_path: cgroup.and_then(|id| cgroups.path(id)),
+            container: cgroup.and_then(|id| cgroups.container(id)),
             tree: found.id,
             state: ProcessState::Running,
             subject: Subject::default(),
@@ -115,6 +116,7 @@ impl Processes {
             command_line: self.find(parent).map(|parent| parent.command_line.clone()).unwrap_or_default(),
             cgroup: CgroupId(child.cgroup),
             cgroup_path: cgroups.path(CgroupId(child.cgroup)),
+            container: cgroups.container(CgroupId(child.cgroup)),
             tree: id,
             state: ProcessState::Running,
             subject: Subject::default(),
@@ -210,7 +212,7 @@ impl Processes {
     /// A process may be in another cgroup now. If so, and unless it is the root of its tree, it begins one of its own.
     pub(super) fn enter_cgroup(&mut self, owner: &Owner, cgroups: &mut Cgroups) {
         let (key, cgroup) = (ProcessId::from(owner).key(), CgroupId(owner.cgroup));
-        let path = cgroups.path(cgroup);
+        let (path, container) = (cgroups.path(cgroup), cgroups.container(cgroup));
         let Some(process) = self.accounts.edit(key) else { return };
         process.id.start_ns = owner.start_ns;
         if process.cgroup == cgroup || process.state != ProcessState::Running {
@@ -220,11 +222,13 @@ impl Processes {
         cgroups.count_running(cgroup, 1);
         process.cgroup = cgroup;
         process.cgroup_path.clone_from(&path);
+        process.container.clone_from(&container);
         let old_tree = process.tree.key();
         if old_tree == key {
             if let Some(tree) = self.trees.edit(key) {
                 tree.cgroup = cgroup;
                 tree.cgroup_path = path;
+                tree.container = container;
             }
             return;
         }
@@ -325,15 +329,24 @@ impl Processes {
             .map(|(_, process)| process.id)
     }
 
-    /// After a rename: the paths of those in it.
-    pub(super) fn refresh_paths(&mut self, cgroups: &Cgroups) {
-        let keys: Vec<_> = self.accounts.iter().map(|(key, process)| (key, process.cgroup)).collect();
-        for (key, cgroup) in keys {
+    /// After a rename, or when a container has got its names: what those in it tell of their cgroup.
+    pub(super) fn refresh_cgroups(&mut self, cgroups: &Cgroups) {
+        let stale = self.accounts.iter().filter_map(|(key, process)| {
+            Some((key, cgroups.news(process.cgroup, process.cgroup_path.as_ref(), process.container.as_ref())?))
+        });
+        for (key, (path, container)) in stale.collect::<Vec<_>>() {
             if let Some(process) = self.accounts.edit(key) {
-                process.cgroup_path = cgroups.path(cgroup);
+                process.cgroup_path = Some(path);
+                process.container = container;
             }
+        }
+        let stale = self.trees.iter().filter_map(|(key, tree)| {
+            Some((key, cgroups.news(tree.cgroup, tree.cgroup_path.as_ref(), tree.container.as_ref())?))
+        });
+        for (key, (path, container)) in stale.collect::<Vec<_>>() {
             if let Some(tree) = self.trees.edit(key) {
-                tree.cgroup_path = cgroups.path(tree.cgroup);
+                tree.cgroup_path = Some(path);
+                tree.container = container;
             }
         }
     }
@@ -408,6 +421,7 @@ fn new_tree(root: &Process, rule: Option<&'static str>) -> Tree {
         rule,
         cgroup: root.cgroup,
         cgroup_path: root.cgroup_path.clone(),
+        container: root.container.clone(),
         running: 1,
         exited_total: 0,
         subject: Subject::default(),

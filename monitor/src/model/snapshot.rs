@@ -1,6 +1,7 @@
 //! The derived picture of one tick: immutable, shared behind an `Arc`, compact. `serve::view` gives it its JSON names.
 
 use super::{
+    container::Container,
     totals::{Rates, Totals},
     usage::{CgroupUsage, HostUsage, ProcessUsage, TreeUsage},
 };
@@ -67,6 +68,8 @@ pub struct Process {
     pub cgroup: CgroupId,
     /// That cgroup's path below its hierarchy's root; none where it is not known.
     pub cgroup_path: Option<Arc<str>>,
+    /// The container it is in; none outside any.
+    pub container: Option<Arc<Container>>,
     /// Root of the tree it belongs to.
     pub tree: ProcessId,
     /// Running, or how it ended.
@@ -109,6 +112,8 @@ pub struct Tree {
     pub cgroup: CgroupId,
     /// That cgroup's path.
     pub cgroup_path: Option<Arc<str>>,
+    /// The container the root is in; none outside any.
+    pub container: Option<Arc<Container>>,
     /// Processes now running.
     pub running: u32,
     /// Processes that have exited, since the agent started.
@@ -126,6 +131,8 @@ pub struct Cgroup {
     pub id: CgroupId,
     /// Path below the hierarchy's root.
     pub path: Arc<str>,
+    /// The container whose cgroup this or one above it is; none outside any.
+    pub container: Option<Arc<Container>>,
     /// Whether it is still there.
     pub removed: bool,
     /// Processes now running in it or below.

@@ -6,13 +6,14 @@ use super::text::fit;
 use crate::{
     coverage::{SourceCoverage, State},
     model::{
-        snapshot::{Snapshot, Subject},
+        snapshot::{Cgroup, Snapshot, Subject},
         totals::Rates,
     },
     source::Source,
     units::{human_bytes, human_count, human_duration},
 };
 use std::{
+    borrow::Cow,
     io::{self, IsTerminal as _, Write as _},
     path::Path,
     time::SystemTime,
@@ -213,7 +214,7 @@ struct Table {
 struct Row<'a> {
     /// Shown in the first column.
     first: u32,
-    name: &'a str,
+    name: Cow<'a, str>,
     subject: &'a Subject,
 }
 
@@ -227,15 +228,21 @@ static TABLE: [Table; TABLES] = [
 fn trees(snapshot: &Snapshot) -> Vec<Row<'_>> {
     let row = |tree| {
         let &crate::model::snapshot::Tree { root, ref command, ref command_line, ref subject, .. } = tree;
-        Row { first: root.tgid.0, name: if command_line.is_empty() { command } else { command_line }, subject }
+        let name = if command_line.is_empty() { command } else { command_line };
+        Row { first: root.tgid.0, name: name.into(), subject }
     };
     snapshot.trees.iter().map(|tree| row(&**tree)).collect()
 }
 
-/// All but the root, which is the head's line again.
-fn cgroups(snapshot: &Snapshot) -> Vec<Row<'_>> {
+/// All but the root, which is the head's line again. Those of containers begin with the container's name, which says more
+/// than the path.
+fn cgroups<'a>(snapshot: &'a Snapshot) -> Vec<Row<'a>> {
     let below = snapshot.cgroups.iter().filter(|cgroup| &*cgroup.path != "/");
-    below.map(|cgroup| Row { first: cgroup.running, name: &cgroup.path, subject: &cgroup.subject }).collect()
+    let name = |cgroup: &'a Cgroup| match &cgroup.container {
+        Some(container) => format!("{}  {}", container.label(), cgroup.path).into(),
+        None => Cow::from(&*cgroup.path),
+    };
+    below.map(|cgroup| Row { first: cgroup.running, name: name(cgroup), subject: &cgroup.subject }).collect()
 }
 
 impl Table {
@@ -338,6 +345,12 @@ sources  lifecycle has lost 3 · page_fault by tp_btf · address_space UNAVAILAB
 agent    0.50 % of one CPU, 6.0 MiB resident, 4.0 MiB of maps
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_containers_cgroup_begins_with_its_name() {
+        let text = render(&fixtures::snapshot_with_container(), 110, None, 5);
+        assert!(text.contains("  shop/web-0/nginx  /kubepods.slice/cri-"), "{text}");
     }
 
     #[test]

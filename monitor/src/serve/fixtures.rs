@@ -5,9 +5,11 @@ use crate::{
     coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     model::{
+        container::Container,
         snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
         totals::{BlockIo, Histogram, Operation, Rates, Totals},
     },
+    sample::Runtime,
     source::Source,
     time::BootTime,
 };
@@ -84,6 +86,7 @@ fn process(pid: u32, tree: u32, command: &str, cgroup: Option<&str>, subject: Su
         command_line: format!("{command} --pid {pid}"),
         cgroup: CgroupId(u64::from(pid) + 1000),
         cgroup_path: cgroup.map(Arc::from),
+        container: None,
         tree: id(tree),
         state: ProcessState::Running,
         subject,
@@ -108,6 +111,7 @@ fn tree(pid: u32, command: &str, command_line: &str, subject: Subject) -> Arc<Tr
         command_line: command_line.to_owned(),
         cgroup: CgroupId(3),
         cgroup_path: Some("/apps/a".into()),
+        container: None,
         running: 2,
         exited_total: 1,
         rule: None,
@@ -117,8 +121,34 @@ fn tree(pid: u32, command: &str, command_line: &str, subject: Subject) -> Arc<Tr
 }
 
 fn cgroup(id: u64, path: &str, subject: Subject) -> Arc<Cgroup> {
-    Arc::new(Cgroup { id: CgroupId(id), path: path.into(), removed: false, running: 3, subject, usage: None })
+    let (id, path) = (CgroupId(id), path.into());
+    Arc::new(Cgroup { id, path, container: None, removed: false, running: 3, subject, usage: None })
 }
+
+/// The same machine with a pod's container: process 20 is in it, and the last cgroup is its.
+pub(crate) fn snapshot_with_container() -> Snapshot {
+    let container = Arc::new(Container {
+        id: CONTAINER_ID.into(),
+        runtime: Some(Runtime::Containerd),
+        name: Some("nginx".to_owned()),
+        pod: Some("web-0".to_owned()),
+        namespace: Some("shop".to_owned()),
+        pod_uid: Some("6f1d3c2e-0b7a-4f5e-9c1d-2a3b4c5d6e7f".to_owned()),
+        image: None,
+    });
+    let path: Arc<str> = format!("/kubepods.slice/cri-containerd-{CONTAINER_ID}.scope").into();
+    let mut snapshot = snapshot();
+    let process = Arc::make_mut(&mut snapshot.processes[2]);
+    (process.cgroup_path, process.container) = (Some(path.clone()), Some(container.clone()));
+    let tree = Arc::make_mut(&mut snapshot.trees[1]);
+    (tree.cgroup_path, tree.container) = (Some(path.clone()), Some(container.clone()));
+    let cgroup = cgroup(9, &path, subject(1, 500.0, Some(200)));
+    snapshot.cgroups.push(Arc::new(Cgroup { container: Some(container), ..(*cgroup).clone() }));
+    snapshot
+}
+
+/// The id of that container.
+pub(crate) const CONTAINER_ID: &str = "0f3c7a1be5d24c6890ab12cd34ef56ab78901234567890abcdefabcdefabcd01";
 
 fn id(pid: u32) -> ProcessId {
     ProcessId { tgid: Tgid(pid), start_ns: u64::from(pid) * SECOND }

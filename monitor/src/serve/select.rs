@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     ids::Tgid,
-    model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
+    model::{
+        container::{Container, SHORT_ID},
+        snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
+    },
 };
 use std::str::FromStr;
 
@@ -35,7 +38,7 @@ pub(super) trait Selected: Listed {
 pub(super) type Test<T> = Box<dyn Fn(&T) -> bool + Send>;
 
 impl Selected for Process {
-    const FILTERS: &'static [&'static str] = &["pid", "tree", "cgroup"];
+    const FILTERS: &'static [&'static str] = &["pid", "tree", "cgroup", "container"];
 
     fn filter(name: &str, value: &str) -> Result<Option<Test<Self>>, Problem> {
         Ok(match name {
@@ -51,13 +54,30 @@ impl Selected for Process {
                 let top = cgroup(value)?;
                 Some(Box::new(move |process| process.cgroup_path.as_deref().is_some_and(|path| is_within(path, &top))))
             }
+            "container" => {
+                let means = container(value)?;
+                Some(Box::new(move |process| means(process.container.as_deref())))
+            }
+            _ => None,
+        })
+    }
+}
+
+impl Selected for Cgroup {
+    const FILTERS: &'static [&'static str] = &["container"];
+
+    fn filter(name: &str, value: &str) -> Result<Option<Test<Self>>, Problem> {
+        Ok(match name {
+            "container" => {
+                let means = container(value)?;
+                Some(Box::new(move |cgroup| means(cgroup.container.as_deref())))
+            }
             _ => None,
         })
     }
 }
 
 impl Selected for Tree {}
-impl Selected for Cgroup {}
 impl Selected for BlockDevice {}
 
 /// What a query asks of a list.
@@ -190,6 +210,16 @@ fn cgroup(value: &str) -> Result<String, Problem> {
     Ok(path.to_owned())
 }
 
+/// Whether something is in the container that the query means.
+fn container(value: &str) -> Result<impl Fn(Option<&Container>) -> bool + Send + use<>, Problem> {
+    if value.is_empty() {
+        let digits = format!("a container's name, or the first {SHORT_ID} or more digits of its id");
+        return Err(Problem::query(format!("container=: it takes {digits}")));
+    }
+    let value = value.to_owned();
+    Ok(move |container: Option<&Container>| container.is_some_and(|container| container.answers_to(&value)))
+}
+
 fn is_within(path: &str, top: &str) -> bool {
     path.strip_prefix(top).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -235,6 +265,21 @@ mod tests {
         assert_eq!(pids(&[("cgroup", "/wor")]), [0; 0]);
         assert_eq!(pids(&[("cgroup", "/")]), [10, 11, 20], "pid 30's cgroup is not known");
         assert_eq!(pids(&[("tree", "10"), ("pid", "11")]), [11]);
+    }
+
+    #[test]
+    fn processes_and_cgroups_are_chosen_by_container() {
+        fn chosen<T: Selected>(value: &str) -> Vec<u32> {
+            let selection = Selection::<T>::parse(&query(&[("container", value)]));
+            selection.map_err(|p| p.json()).unwrap().choose(&fixtures::snapshot_with_container()).places
+        }
+        for value in ["nginx", fixtures::CONTAINER_ID, &fixtures::CONTAINER_ID[..12]] {
+            assert_eq!((chosen::<Process>(value), chosen::<Cgroup>(value)), (vec![2], vec![3]), "{value}");
+        }
+        for value in ["web-0", "ngin", &fixtures::CONTAINER_ID[..11]] {
+            assert_eq!((chosen::<Process>(value), chosen::<Cgroup>(value)), (vec![], vec![]), "{value}");
+        }
+        assert!(problem::<Process>(&[("container", "")]).contains("a container's name, or the first 12"));
     }
 
     #[test]

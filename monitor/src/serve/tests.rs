@@ -201,6 +201,28 @@ async fn trees_cgroups_and_devices_have_their_names() {
 }
 
 #[tokio::test]
+async fn a_container_is_told_on_all_that_is_in_it() {
+    let server = Server::of(fixtures::snapshot_with_container());
+    let container = json!({
+        "id": fixtures::CONTAINER_ID, "runtime": "containerd", "name": "nginx", "pod": "web-0", "namespace": "shop",
+        "pod_uid": "6f1d3c2e-0b7a-4f5e-9c1d-2a3b4c5d6e7f", "image": null,
+    });
+    let whole = server.json("/v1/snapshot").await;
+    for inside in [&whole["processes"][2], &whole["trees"][1], &whole["cgroups"][3]] {
+        assert_eq!(inside["container"], container);
+        assert_eq!(inside["unit"], format!("cri-containerd-{}.scope", fixtures::CONTAINER_ID));
+        assert_eq!(inside["slice"], "kubepods.slice");
+    }
+    for outside in [&whole["processes"][0], &whole["trees"][0], &whole["cgroups"][0]] {
+        assert_eq!(
+            (&outside["container"], &outside["unit"], &outside["slice"]),
+            (&Value::Null, &Value::Null, &Value::Null)
+        );
+        assert!(outside.as_object().unwrap().contains_key("container"));
+    }
+}
+
+#[tokio::test]
 async fn a_snapshot_is_everything_at_once() {
     let whole = Server::start().json("/v1/snapshot").await;
     assert_eq!(whole["time_ns"], 100_000_000_000_u64);

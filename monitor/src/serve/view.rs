@@ -11,7 +11,11 @@ use crate::{
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, MissingProgram, Refusal, SourceCoverage, State},
     ids::{CgroupId, Tgid},
-    model::snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
+    model::{
+        container::{self, Container},
+        snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
+    },
+    sample::Runtime,
     source::Source,
     time::BootTime,
 };
@@ -95,6 +99,49 @@ pub(super) trait Listed: Send + Sync + Sized + 'static {
 
 const ALL_GROUPS: &[&Group] = &[&PAGE_FAULTS, &ADDRESS_SPACE, &BLOCK_IO];
 
+/// The container, systemd unit and slice of a cgroup.
+#[derive(Serialize)]
+struct PlaceView<'a> {
+    container: Option<ContainerView<'a>>,
+    unit: Option<&'a str>,
+    slice: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct ContainerView<'a> {
+    id: &'a str,
+    runtime: Option<&'static str>,
+    name: Option<&'a str>,
+    pod: Option<&'a str>,
+    namespace: Option<&'a str>,
+    pod_uid: Option<&'a str>,
+    image: Option<&'a str>,
+}
+
+impl<'a> PlaceView<'a> {
+    fn of(path: Option<&'a str>, container: Option<&'a Container>) -> Self {
+        Self {
+            container: container.map(ContainerView::of),
+            unit: path.and_then(container::unit),
+            slice: path.and_then(container::slice),
+        }
+    }
+}
+
+impl<'a> ContainerView<'a> {
+    fn of(container: &'a Container) -> Self {
+        Self {
+            id: &container.id,
+            runtime: container.runtime.map(Runtime::name),
+            name: container.name.as_deref(),
+            pod: container.pod.as_deref(),
+            namespace: container.namespace.as_deref(),
+            pod_uid: container.pod_uid.as_deref(),
+            image: container.image.as_deref(),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct ProcessView<'a> {
     pid: Tgid,
@@ -104,6 +151,8 @@ struct ProcessView<'a> {
     command_line: &'a str,
     cgroup: Option<&'a str>,
     cgroup_id: Option<CgroupId>,
+    #[serde(flatten)]
+    place: PlaceView<'a>,
     tree: Tgid,
     state: &'static str,
     exit_code: Option<u8>,
@@ -147,6 +196,7 @@ impl Listed for Process {
             command_line: &self.command_line,
             cgroup: self.cgroup_path.as_deref(),
             cgroup_id: known_id(self.cgroup),
+            place: PlaceView::of(self.cgroup_path.as_deref(), self.container.as_deref()),
             tree: self.tree.tgid,
             state: if end.time.is_some() { "exited" } else { "running" },
             exit_code: end.code,
@@ -187,6 +237,8 @@ struct TreeView<'a> {
     command_line: &'a str,
     cgroup: Option<&'a str>,
     cgroup_id: Option<CgroupId>,
+    #[serde(flatten)]
+    place: PlaceView<'a>,
     processes_running: u32,
     processes_exited_total: u64,
     #[serde(flatten)]
@@ -223,6 +275,7 @@ impl Listed for Tree {
             command_line: &self.command_line,
             cgroup: self.cgroup_path.as_deref(),
             cgroup_id: known_id(self.cgroup),
+            place: PlaceView::of(self.cgroup_path.as_deref(), self.container.as_deref()),
             processes_running: self.running,
             processes_exited_total: self.exited_total,
             cells: Cells::new(Self::CELLS, self, &context),
@@ -237,6 +290,8 @@ struct CgroupView<'a> {
     path: &'a str,
     id: Option<CgroupId>,
     hierarchy: &'static str,
+    #[serde(flatten)]
+    place: PlaceView<'a>,
     removed: bool,
     processes_running: u32,
     #[serde(flatten)]
@@ -265,6 +320,7 @@ impl Listed for Cgroup {
             path: &self.path,
             id: known_id(self.id),
             hierarchy: context.hierarchy,
+            place: PlaceView::of(Some(&self.path), self.container.as_deref()),
             removed: self.removed,
             processes_running: self.running,
             cells: Cells::new(Self::CELLS, self, &context),
