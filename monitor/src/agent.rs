@@ -2,7 +2,7 @@
 //! handed immutable snapshots.
 
 use crate::{
-    collect::{Collector, cgroup::CgroupFiles, cost::CostMeter, lifecycle},
+    collect::{Collector, cgroup::CgroupFiles, cost::CostMeter, gpu::GpuReader, lifecycle},
     config::Config,
     doctor,
     event_log::{DEFAULT_CAPACITY, EventLog},
@@ -82,6 +82,7 @@ struct Agent {
     cgroups: CgroupFiles,
     model: Model,
     meter: CostMeter,
+    gpus: GpuReader,
     events: Arc<EventLog>,
     report: Arc<doctor::Report>,
     lost_before: u64,
@@ -96,7 +97,7 @@ impl Agent {
         let settings = doctor::settings(config);
         let loader = Loader::new(support, &settings);
         let collector = Collector::attach(&loader, |source| doctor::wish(config, source));
-        let report = doctor::Report { facts: facts.clone(), sources: collector.coverage() };
+        let report = doctor::Report { facts: facts.clone(), sources: collector.coverage(), gpu: None };
         if report.serves_nothing() {
             // Processes and cgroups still have names, and clients are told what is missing and why.
             log::error!("this kernel can serve none of the sources, so nothing is counted; `monitor doctor` tells why");
@@ -107,6 +108,7 @@ impl Agent {
             cgroups: CgroupFiles::new(facts.cgroup.clone()),
             model: Model::new(since, retention, facts.cgroup.name()),
             meter: CostMeter::default(),
+            gpus: GpuReader::new(config),
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
             report: Arc::new(report),
             lost_before: 0,
@@ -175,6 +177,7 @@ impl Agent {
         let mut sample = self.read();
         sample.coverage = Arc::new(self.collector.coverage());
         sample.cost = Arc::new(self.meter.read(&self.collector, sample.time));
+        sample.gpus = Some(self.gpus.read(sample.time));
         let sample = self.take(sample);
         self.model.snapshot(&sample)
     }

@@ -3,6 +3,7 @@
 use crate::{
     cost::Cost,
     coverage::Coverage,
+    gpu::GpuReading,
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     time::BootTime,
 };
@@ -21,6 +22,8 @@ pub struct Sample {
     pub counters: Option<Counters>,
     /// What had to be looked up because records could not tell.
     pub found: Found,
+    /// The last reading of the GPUs; none where they were not looked at.
+    pub gpus: Option<Arc<GpuReading>>,
     /// What was live, and what was lost.
     pub coverage: Arc<Coverage>,
     /// What the agent itself costs.

@@ -4,6 +4,7 @@ pub mod address_space;
 pub mod block_io;
 pub mod cgroup;
 pub mod cost;
+pub mod gpu;
 pub mod lifecycle;
 pub mod page_fault;
 mod probe;

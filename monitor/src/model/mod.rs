@@ -5,6 +5,7 @@
 
 mod account;
 mod cgroups;
+mod gpus;
 mod ledger;
 mod processes;
 pub mod snapshot;
@@ -19,6 +20,7 @@ use crate::{
 };
 use account::{Accounts, Counted};
 use cgroups::Cgroups;
+use gpus::Gpus;
 use ledger::{Addition, Ledger};
 use monitor_common::Owner;
 use processes::Processes;
@@ -47,6 +49,7 @@ pub struct Model {
     processes: Processes,
     cgroups: Cgroups,
     devices: Accounts<DeviceId, BlockDevice>,
+    gpus: Gpus,
     last_snapshot: Option<BootTime>,
 }
 
@@ -78,6 +81,7 @@ impl Model {
             processes: Processes::default(),
             cgroups: Cgroups::default(),
             devices: Accounts::default(),
+            gpus: Gpus::default(),
             last_snapshot: None,
         }
     }
@@ -105,6 +109,9 @@ impl Model {
         if let Some(counters) = &sample.counters {
             self.count(counters);
             harvest = self.processes.harvest(counters, &self.ledger, sample.time);
+        }
+        if let Some(reading) = &sample.gpus {
+            self.gpus.take(reading);
         }
         for id in &sample.found.gone {
             self.exit(*id, sample.time, None);
@@ -145,6 +152,7 @@ impl Model {
         self.processes.settle(seconds, sample.time, self.retention);
         self.cgroups.settle(seconds, sample.time, self.retention.keep);
         self.devices.settle(seconds);
+        self.gpus.join(&mut self.processes, &mut self.cgroups);
         Snapshot {
             time: sample.time,
             tick,
@@ -155,6 +163,8 @@ impl Model {
             trees: self.processes.list_trees(),
             cgroups: self.cgroups.list(),
             block_devices: self.devices.iter().map(|(_, device)| device.clone()).collect(),
+            gpus: self.gpus.list(),
+            gpu: self.gpus.standing(sample.time),
             folded_processes_total: self.processes.folded_total(),
             coverage: sample.coverage.clone(),
             cost: sample.cost.clone(),

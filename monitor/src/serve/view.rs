@@ -6,6 +6,7 @@ use super::fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_
 use crate::{
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, MissingProgram, Refusal, SourceCoverage, State},
+    gpu::GpuStanding,
     ids::{CgroupId, Tgid},
     model::snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
     source::Source,
@@ -21,6 +22,8 @@ pub(super) struct Context {
     cannot_tell: [&'static [&'static str]; Source::ALL.len()],
     has_rates: bool,
     hierarchy: &'static str,
+    /// When the snapshot was taken.
+    pub(super) time: BootTime,
 }
 
 impl Context {
@@ -31,7 +34,13 @@ impl Context {
             live[coverage.source as usize] = coverage.state == State::Live;
             cannot_tell[coverage.source as usize] = coverage.cannot_tell;
         }
-        Self { live, cannot_tell, has_rates: !snapshot.tick.is_zero(), hierarchy: snapshot.hierarchy }
+        Self {
+            live,
+            cannot_tell,
+            has_rates: !snapshot.tick.is_zero(),
+            hierarchy: snapshot.hierarchy,
+            time: snapshot.time,
+        }
     }
 
     /// Whether a source counts, and counts this number of its.
@@ -61,6 +70,11 @@ pub(super) trait Listed: Send + Sync + Sized + 'static {
     fn all(snapshot: &Snapshot) -> &[Arc<Self>];
     /// What is counted of it.
     fn subject(&self) -> &Subject;
+    /// Whether there is anything to list, for kinds that are no source's.
+    fn standing(_snapshot: &Snapshot) -> Option<&GpuStanding> {
+        None
+    }
+
     /// Adds it to `out` as JSON.
     fn write(&self, context: Context, out: &mut Vec<u8>) -> serde_json::Result<()>;
 
@@ -87,6 +101,7 @@ struct ProcessView<'a> {
     exit_signal: Option<u8>,
     oom_killed: bool,
     exited_time_ns: Option<BootTime>,
+    gpu_memory_bytes: Option<u64>,
     #[serde(flatten)]
     groups: Groups<'a>,
 }
@@ -99,6 +114,7 @@ impl Listed for Process {
         ("start_time_ns", |p| Number::Count(p.id.start_ns)),
         ("cgroup_id", |p| known_id(p.cgroup).map(|id| id.0).into()),
         ("tree", |p| Number::Count(p.tree.tgid.0.into())),
+        ("gpu_memory_bytes", |p| p.subject.gpu_memory_bytes.into()),
         ("exited_time_ns", |p| End::of(p.state).time.map(|time| time.0).into()),
     ];
     const GROUPS: &'static [&'static Group] = ALL_GROUPS;
@@ -127,6 +143,7 @@ impl Listed for Process {
             exit_signal: end.signal,
             oom_killed: end.oom_killed,
             exited_time_ns: end.time,
+            gpu_memory_bytes: self.subject.gpu_memory_bytes,
             groups: self.groups(context),
         };
         serde_json::to_writer(out, &view)
@@ -162,6 +179,7 @@ struct TreeView<'a> {
     cgroup_id: Option<CgroupId>,
     processes_running: u32,
     processes_exited_total: u64,
+    gpu_memory_bytes: Option<u64>,
     #[serde(flatten)]
     groups: Groups<'a>,
 }
@@ -174,6 +192,7 @@ impl Listed for Tree {
         ("cgroup_id", |t| known_id(t.cgroup).map(|id| id.0).into()),
         ("processes_running", |t| Number::Count(t.running.into())),
         ("processes_exited_total", |t| Number::Count(t.exited_total)),
+        ("gpu_memory_bytes", |t| t.subject.gpu_memory_bytes.into()),
     ];
     const GROUPS: &'static [&'static Group] = ALL_GROUPS;
 
@@ -195,6 +214,7 @@ impl Listed for Tree {
             cgroup_id: known_id(self.cgroup),
             processes_running: self.running,
             processes_exited_total: self.exited_total,
+            gpu_memory_bytes: self.subject.gpu_memory_bytes,
             groups: self.groups(context),
         };
         serde_json::to_writer(out, &view)
@@ -208,14 +228,18 @@ struct CgroupView<'a> {
     hierarchy: &'static str,
     removed: bool,
     processes_running: u32,
+    gpu_memory_bytes: Option<u64>,
     #[serde(flatten)]
     groups: Groups<'a>,
 }
 
 impl Listed for Cgroup {
     const NAME: &'static str = "cgroups";
-    const NUMBERS: &'static [Named<Self>] =
-        &[("id", |c| known_id(c.id).map(|id| id.0).into()), ("processes_running", |c| Number::Count(c.running.into()))];
+    const NUMBERS: &'static [Named<Self>] = &[
+        ("id", |c| known_id(c.id).map(|id| id.0).into()),
+        ("processes_running", |c| Number::Count(c.running.into())),
+        ("gpu_memory_bytes", |c| c.subject.gpu_memory_bytes.into()),
+    ];
     const GROUPS: &'static [&'static Group] = ALL_GROUPS;
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
@@ -233,6 +257,7 @@ impl Listed for Cgroup {
             hierarchy: context.hierarchy,
             removed: self.removed,
             processes_running: self.running,
+            gpu_memory_bytes: self.subject.gpu_memory_bytes,
             groups: self.groups(context),
         };
         serde_json::to_writer(out, &view)
@@ -274,6 +299,7 @@ pub(super) struct SnapshotView<'a> {
     since_ns: BootTime,
     folded_processes_total: u64,
     host: Groups<'a>,
+    gpu: &'a GpuStanding,
     coverage: CoverageView<'a>,
     cost: CostView<'a>,
 }
@@ -287,6 +313,7 @@ impl<'a> SnapshotView<'a> {
             since_ns: snapshot.since,
             folded_processes_total: snapshot.folded_processes_total,
             host: Groups { groups: ALL_GROUPS, subject: &snapshot.host, context: Context::of(snapshot) },
+            gpu: &snapshot.gpu,
             coverage: CoverageView(&snapshot.coverage),
             cost: CostView::of(&snapshot.cost),
         }
@@ -301,6 +328,9 @@ pub(super) struct ListView<'a> {
     pub(super) total: usize,
     /// Whether fewer than that are listed.
     pub(super) truncated: bool,
+    /// Whether there is anything to list.
+    #[serde(flatten)]
+    pub(super) standing: Option<&'a GpuStanding>,
     pub(super) coverage: CoverageView<'a>,
 }
 
@@ -314,6 +344,7 @@ pub(super) struct HealthView<'a> {
     uptime_seconds: f64,
     time_ns: BootTime,
     cost: CostView<'a>,
+    gpu: &'a GpuStanding,
     coverage: CoverageView<'a>,
 }
 
@@ -329,6 +360,7 @@ impl<'a> HealthView<'a> {
             uptime_seconds: now.since(snapshot.since).as_secs_f64(),
             time_ns: snapshot.time,
             cost: CostView::of(&snapshot.cost),
+            gpu: &snapshot.gpu,
             coverage: CoverageView(&snapshot.coverage),
         }
     }
@@ -339,6 +371,9 @@ fn reasons(snapshot: &Snapshot, now: BootTime) -> Vec<String> {
     /// A snapshot this many ticks old is late.
     const LATE_TICKS: u32 = 5;
     let mut reasons: Vec<_> = snapshot.coverage.0.iter().filter_map(reason).collect();
+    if let (true, Some(reason)) = (snapshot.gpu.failing, &snapshot.gpu.reason) {
+        reasons.push(format!("gpu: {reason}"));
+    }
     let age = now.since(snapshot.time);
     if age > (LATE_TICKS * snapshot.tick).max(Duration::from_secs(5)) && !snapshot.tick.is_zero() {
         reasons.push(format!("the last snapshot is {} s old", age.as_secs()));
