@@ -7,6 +7,9 @@ mod address_space;
 mod block_io;
 mod cgroup;
 mod command_line;
+// A statically linked agent loads no driver.
+#[cfg(not(feature = "vm"))]
+mod gpu;
 mod lifecycle;
 mod maps;
 mod page_fault;
