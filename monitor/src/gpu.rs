@@ -126,21 +126,28 @@ impl Default for GpuStanding {
 }
 
 impl GpuReading {
+    /// How old it is at `now`, where newer ones should have come.
+    pub fn overdue(&self, now: BootTime) -> Option<Duration> {
+        /// So many should have come since.
+        const MISSED: u32 = 5;
+        match self {
+            Self::Live { time, every, .. } => Some(now.since(*time)).filter(|age| *age > *every * MISSED),
+            Self::Disabled | Self::Unavailable { .. } => None,
+        }
+    }
+
     /// How GPUs stand at `now`, where they were or were not live before.
     pub fn standing(&self, now: BootTime, live_before: bool) -> GpuStanding {
-        /// A reading is late after so many that should have come since.
-        const LATE: u32 = 5;
         match self {
             Self::Disabled => GpuStanding::default(),
             Self::Unavailable { reason } => {
                 GpuStanding { state: State::Unavailable, reason: Some(reason.clone()), failing: live_before }
             }
-            Self::Live { time, every, gpus } => {
-                let age = now.since(*time);
-                let late = (age > *every * LATE)
-                    .then(|| format!("the driver has not answered for {} s", age.as_secs()))
-                    .or_else(|| failures(gpus));
-                GpuStanding { state: State::Live, failing: late.is_some(), reason: late }
+            Self::Live { gpus, .. } => {
+                let overdue = self.overdue(now);
+                let reason = overdue.map(|age| format!("the driver has not answered for {} s", age.as_secs()));
+                let reason = reason.or_else(|| failures(gpus));
+                GpuStanding { state: State::Live, failing: reason.is_some(), reason }
             }
         }
     }

@@ -329,7 +329,7 @@ fn a_driver_that_is_lost_comes_back() -> Result<()> {
     expect::exactly("GPUs", json::list(&back, "gpus")?.len(), 1)?;
     agent.settle()?;
     expect::exactly("after", json::count(&agent.process(workload.pid())?, "gpu_memory_bytes")?, GIB)?;
-    expect::exactly("times it said so", agent.words().matches("gpu: 1 GPUs are read").count(), 2)?;
+    expect::exactly("times it said so", agent.words().matches("gpu: GPUs read: 1").count(), 2)?;
     agent.stop()
 }
 
@@ -389,6 +389,8 @@ fn a_driver_that_hangs_delays_nothing() -> Result<()> {
     ensure!(u128::from(longest) < HANGS.as_nanos() / 2, "{longest} ns without a snapshot");
     let late = agent.get("/v1/gpus")?;
     ensure!(json::text(&late, "reason")?.contains("has not answered for"), "{}", late["reason"]);
+
+    expect::exactly("times it said so", agent.words().matches("gpu: the driver has not answered").count(), 1)?;
 
     gpus_when(&agent, "a fresh reading", |answer| answer["gpus"][0]["age_seconds"].as_f64() < Some(1.0))?;
     // Nor does one that hangs keep the agent from ending.

@@ -7,11 +7,13 @@ mod nvml;
 
 use crate::{
     config::{Config, Gpu as Settings},
-    gpu::{GpuReading, GpuStanding},
+    gpu::{Gpu, GpuReading, GpuStanding},
     time::BootTime,
+    units::show_duration,
 };
 use nvml::Session;
 use std::{
+    collections::BTreeSet,
     convert::Infallible,
     io,
     sync::{
@@ -69,7 +71,7 @@ impl GpuReader {
         asking.keep_going(now);
         let reading = Arc::clone(&self.readings.borrow());
         if !Arc::ptr_eq(&reading, &self.unanswered) {
-            self.log.tell(&reading, asking.settings.retry);
+            self.log.tell(&reading, now, asking.settings.retry);
         }
         reading
     }
@@ -186,35 +188,47 @@ fn nanoseconds(duration: Duration) -> u64 {
 struct Log {
     /// Whether GPUs were live when it last said something; none before it ever did.
     live: Option<bool>,
-    /// Numbers of the GPUs that do not answer, as far as said.
-    failing: Vec<u32>,
+    /// Whether it said that the driver is slow to answer.
+    overdue: bool,
+    /// Numbers of the GPUs that it said do not answer.
+    failing: BTreeSet<u32>,
 }
 
 impl Log {
-    fn tell(&mut self, reading: &GpuReading, retry: Duration) {
+    fn tell(&mut self, reading: &GpuReading, now: BootTime, retry: Duration) {
         match reading {
             GpuReading::Disabled => {}
-            GpuReading::Unavailable { reason } => {
-                match self.live.replace(false) {
-                    None => log::info!("gpu: no GPUs are read: {reason}"),
-                    Some(true) => log::warn!("gpu: lost: {reason}; tried again every {} s", retry.as_secs_f64()),
-                    Some(false) => {}
+            GpuReading::Unavailable { reason } => self.tell_absence(reason, retry),
+            GpuReading::Live { gpus, .. } => self.tell_presence(gpus, reading.overdue(now)),
+        }
+    }
+
+    fn tell_absence(&mut self, reason: &str, retry: Duration) {
+        match self.live {
+            None => log::info!("gpu: no GPUs are read: {reason}"),
+            Some(true) => log::warn!("gpu: lost: {reason}; tried again every {}", show_duration(retry)),
+            Some(false) => {}
+        }
+        *self = Self { live: Some(false), ..Self::default() };
+    }
+
+    fn tell_presence(&mut self, gpus: &[Arc<Gpu>], overdue: Option<Duration>) {
+        if self.live.replace(true) != Some(true) {
+            log::info!("gpu: GPUs read: {}", gpus.len());
+        }
+        match overdue {
+            Some(age) if !self.overdue => log::warn!("gpu: the driver has not answered for {} s", age.as_secs()),
+            _ => {}
+        }
+        self.overdue = overdue.is_some();
+        for gpu in gpus {
+            match &gpu.failure {
+                Some(failure) if self.failing.insert(gpu.index) => {
+                    log::warn!("gpu: GPU {} does not answer: {failure}", gpu.index);
                 }
-                self.failing.clear();
-            }
-            GpuReading::Live { gpus, .. } => {
-                if self.live.replace(true) != Some(true) {
-                    log::info!("gpu: {} GPUs are read", gpus.len());
-                }
-                for gpu in gpus {
-                    match &gpu.failure {
-                        Some(failure) if !self.failing.contains(&gpu.index) => {
-                            log::warn!("gpu: GPU {} does not answer: {failure}", gpu.index);
-                            self.failing.push(gpu.index);
-                        }
-                        None => self.failing.retain(|index| *index != gpu.index),
-                        Some(_) => {}
-                    }
+                Some(_) => {}
+                None => {
+                    self.failing.remove(&gpu.index);
                 }
             }
         }
