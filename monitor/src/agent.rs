@@ -7,6 +7,7 @@ use crate::{
         cgroup::CgroupFiles,
         container::ContainerFiles,
         cost::CostMeter,
+        gpu::GpuReader,
         lifecycle,
         node::{Node, Polled},
     },
@@ -91,6 +92,7 @@ struct Agent {
     containers: ContainerFiles,
     model: Model,
     meter: CostMeter,
+    gpus: GpuReader,
     events: Arc<EventLog>,
     report: Arc<doctor::Report>,
     lost_before: u64,
@@ -105,7 +107,7 @@ impl Agent {
         let settings = doctor::settings(config);
         let loader = Loader::new(support, &settings);
         let collector = Collector::attach(&loader, |source| doctor::wish(config, source));
-        let report = doctor::Report { facts: facts.clone(), sources: collector.coverage() };
+        let report = doctor::Report { facts: facts.clone(), sources: collector.coverage(), gpu: None };
         if report.serves_nothing() {
             // Processes and cgroups still have names, and clients are told what is missing and why.
             log::error!("this kernel can serve none of the sources, so nothing is counted; `monitor doctor` tells why");
@@ -118,6 +120,7 @@ impl Agent {
             node: Node::new(Polled { cpu: config.cpu_monitoring, io: config.io_monitoring }, &facts.cgroup),
             model: Model::new(since, retention, facts.cgroup.name(), config.entry_points.clone()),
             meter: CostMeter::default(),
+            gpus: GpuReader::new(config),
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
             report: Arc::new(report),
             lost_before: 0,
@@ -186,6 +189,7 @@ impl Agent {
         let mut sample = self.read();
         sample.coverage = Arc::new(self.collector.coverage());
         sample.cost = Arc::new(self.meter.read(&self.collector, sample.time));
+        sample.gpus = Some(self.gpus.read(sample.time));
         let sample = self.take(sample);
         // Only now: who is there, and what of it moved, is in the sample.
         let readings = self.node.read(&self.model, sample.time);

@@ -48,6 +48,10 @@ pub struct Config {
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
     pub slow_io: Duration,
+    /// Whether GPUs are read.
+    pub gpu_monitoring: bool,
+    /// How they are.
+    pub gpu: Gpu,
     /// Indexed by [`Source`].
     sources: [SourceConfig; Source::ALL.len()],
 }
@@ -86,6 +90,17 @@ pub struct Containers {
     pub storage: PathBuf,
     /// Storage of podman and CRI-O, what does not: "runroot".
     pub storage_run: PathBuf,
+}
+
+/// How GPUs are read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gpu {
+    /// Time from one reading to the next.
+    pub interval: Duration,
+    /// Time from one try to reach a driver, or a GPU, that does not answer to the next.
+    pub retry: Duration,
+    /// NVIDIA's library, as dlopen(3) takes it: a path, or a name to be searched for.
+    pub library: PathBuf,
 }
 
 /// What can be set of each source.
@@ -138,6 +153,12 @@ impl Default for Config {
             },
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
+            gpu_monitoring: true,
+            gpu: Gpu {
+                interval: Duration::from_secs(1),
+                retry: Duration::from_secs(30),
+                library: PathBuf::from("libnvidia-ml.so.1"),
+            },
             sources: Default::default(),
         };
         for source in Source::ALL {

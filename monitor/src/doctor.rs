@@ -1,8 +1,10 @@
 //! What this host offers, which rung of each source's ladder holds, and why the better ones do not.
 
 use crate::{
+    collect::gpu,
     config::{self, Config, SourceConfig},
     coverage::{Coverage, Loss, SourceCoverage, State},
+    gpu::GpuStanding,
     kernel::{
         attach::{Loader, Settings},
         plan::{self, Wish},
@@ -22,6 +24,9 @@ pub struct Report {
     pub facts: Facts,
     /// What became of each source.
     pub sources: Coverage,
+    /// How GPUs stand, where they were looked at: the agent's snapshots tell it anew each time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuStanding>,
 }
 
 /// Probes this host and attaches every source for a moment: only a try tells. Nothing is left attached.
@@ -52,7 +57,7 @@ pub fn examine(config: &Config) -> anyhow::Result<Report> {
             lost: Loss::default(),
         }
     });
-    Ok(Report { facts: support.facts.clone(), sources: Coverage(sources.to_vec()) })
+    Ok(Report { facts: support.facts.clone(), sources: Coverage(sources.to_vec()), gpu: Some(gpu::examine(config)) })
 }
 
 /// Probes this host, and has field offsets proven by a program that reads this very process with them. An error where
@@ -151,6 +156,9 @@ impl Report {
         row("possible CPUs", &facts.possible_cpus.to_string(), "");
         let missing = facts.missing_capabilities.join(", ");
         row("capabilities", if missing.is_empty() { "enough" } else { "missing" }, &missing);
+        if let Some(GpuStanding { state, reason, .. }) = &self.gpu {
+            row("GPUs", name_of(*state), reason.as_deref().unwrap_or_default());
+        }
         row("", "", "");
         row("SOURCE", "RUNG", "REFUSED");
         for source in &self.sources.0 {
@@ -165,6 +173,14 @@ impl Report {
             row(source.source.name(), standing, &refused.chain(missing).chain(caveats).collect::<Vec<_>>().join("; "));
         }
         text
+    }
+}
+
+const fn name_of(state: State) -> &'static str {
+    match state {
+        State::Live => "live",
+        State::Unavailable => "unavailable",
+        State::Disabled => "disabled",
     }
 }
 
@@ -194,7 +210,7 @@ mod tests {
             lost_total: 0,
             lost: Loss::default(),
         });
-        Report { facts: Facts::default(), sources: Coverage(sources.collect()) }
+        Report { facts: Facts::default(), sources: Coverage(sources.collect()), gpu: None }
     }
 
     #[test]

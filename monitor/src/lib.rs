@@ -9,6 +9,7 @@ pub mod source;
 pub mod config;
 pub mod cost;
 pub mod coverage;
+pub mod gpu;
 pub mod event;
 pub mod event_log;
 pub mod kernel;

@@ -3,6 +3,7 @@
 use crate::{
     cost::Cost,
     coverage::Coverage,
+    gpu::GpuReading,
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     reading::Readings,
     time::BootTime,
@@ -24,6 +25,8 @@ pub struct Sample {
     pub found: Found,
     /// What was polled; empty between ticks.
     pub readings: Readings,
+    /// The last reading of the GPUs; none where they were not looked at.
+    pub gpus: Option<Arc<GpuReading>>,
     /// What was live, and what was lost.
     pub coverage: Arc<Coverage>,
     /// What the agent itself costs.

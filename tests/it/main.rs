@@ -8,6 +8,9 @@ mod block_io;
 mod cgroup;
 mod command_line;
 mod container;
+// A statically linked agent loads no driver.
+#[cfg(not(feature = "vm"))]
+mod gpu;
 mod lifecycle;
 mod maps;
 mod page_fault;

@@ -64,7 +64,17 @@ impl Agent {
     pub fn start(flags: &[&str]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let socket = directory.path().join("monitor.sock");
-        Self::start_in(directory, socket, flags)
+        Self::start_in(directory, socket, flags, &[])
+    }
+
+    /// As [`Agent::start`], with variables in its environment.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let socket = directory.path().join("monitor.sock");
+        Self::start_in(directory, socket, flags, variables)
     }
 
     /// As [`Agent::start`], on a given socket.
@@ -72,17 +82,18 @@ impl Agent {
     /// # Errors
     /// As [`Agent::start`].
     pub fn start_on(socket: &Path, flags: &[&str]) -> Result<Self> {
-        Self::start_in(tempfile::tempdir()?, socket.to_owned(), flags)
+        Self::start_in(tempfile::tempdir()?, socket.to_owned(), flags, &[])
     }
 
-    fn start_in(directory: TempDir, socket: PathBuf, flags: &[&str]) -> Result<Self> {
+    fn start_in(directory: TempDir, socket: PathBuf, flags: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let errors = directory.path().join("stderr");
         let mut command = command()?;
         command.arg("run").arg("--socket").arg(&socket).arg("--quiet");
         if !flags.contains(&TICK[0]) {
             command.args(TICK);
         }
-        command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
+        command.args(flags).envs(variables.iter().copied());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
         let child = command.spawn().context("cannot start the agent")?;
         let mut agent = Self { child, socket, errors, _directory: directory };
         wait_until("the agent to answer", PATIENCE, || {

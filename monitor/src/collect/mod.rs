@@ -7,6 +7,7 @@ pub mod cgroup_stat;
 pub mod container;
 pub mod cost;
 mod files;
+pub mod gpu;
 pub mod host;
 pub mod lifecycle;
 pub mod node;

@@ -79,6 +79,16 @@ fn general() -> Vec<Key> {
             Slot::Switch(&mut c.io_monitoring)
         }),
         key(None, "kernel_log", "the most talkative level of the kernel programs", |c| Slot::Level(&mut c.kernel_log)),
+        key(None, "gpu_monitoring", "read GPUs, where the host has a driver", |c| Slot::Switch(&mut c.gpu_monitoring)),
+        key(Some("gpu"), "interval", "time from one reading of the GPUs to the next", |c| {
+            Slot::Duration(&mut c.gpu.interval, 100 * MILLISECOND..=HOUR)
+        }),
+        key(Some("gpu"), "retry", "time from one try to reach a driver or GPU that does not answer to the next", |c| {
+            Slot::Duration(&mut c.gpu.retry, 100 * MILLISECOND..=HOUR)
+        }),
+        key(Some("gpu"), "library", "NVIDIA's library (NVML): a path, or a name to be searched for", |c| {
+            Slot::Path(&mut c.gpu.library)
+        }),
         key(
             Some("trees"),
             "entry_points",

@@ -66,8 +66,8 @@ fn unknown_names_are_refused_with_the_nearest_one() {
         "FILE:3: there is no setting \"exited.limits\"; did you mean \"exited.limit\"?"
     );
     assert_eq!(
-        refusal("[gpu]\nenabled = true", &[], &[]),
-        "FILE:1: there is no setting \"gpu\"; `monitor config` lists them"
+        refusal("[weather]\nenabled = true", &[], &[]),
+        "FILE:1: there is no setting \"weather\"; `monitor config` lists them"
     );
     assert_eq!(
         refusal("", &[("MONITOR_BLOCKIO_SLOW", "1s")], &[]),

@@ -6,6 +6,9 @@ use std::{
     sync::Arc,
 };
 
+/// Memory on GPUs by who holds it; none where not all of it is known.
+pub(super) type GpuShares<K> = BTreeMap<K, Option<u64>>;
+
 /// Anything that has a subject and is shared with readers.
 pub(super) trait Counted: Clone {
     fn subject(&mut self) -> &mut Subject;
@@ -82,6 +85,18 @@ impl<K: Ord + Copy, T: Counted> Accounts<K, T> {
         if let Some(account) = self.all.get_mut(&key) {
             account.apply(addition);
             self.moved.insert(key);
+        }
+    }
+
+    /// Tells what each holds on GPUs now, where that is not what it held before.
+    pub(super) fn tell_gpu_memory(&mut self, before: &GpuShares<K>, now: &GpuShares<K>) {
+        for key in before.keys().chain(now.keys().filter(|key| !before.contains_key(key))) {
+            let bytes = now.get(key).copied().flatten();
+            if before.get(key) != now.get(key)
+                && let Some(item) = self.edit(*key)
+            {
+                item.subject().gpu_memory_bytes = bytes;
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{
     account::{Accounts, Counted},
     container::Container,
+    gpus::Shares,
     ledger::Addition,
     snapshot::{Cgroup, Subject},
     usage::{CgroupUsage, Limit},
@@ -286,6 +287,16 @@ impl Cgroups {
             }
             next = self.parents.get(&id).copied();
         }
+    }
+
+    /// A cgroup and all above it.
+    pub(super) fn with_ancestors(&self, id: CgroupId) -> impl Iterator<Item = CgroupId> {
+        std::iter::successors(Some(id), |id| self.parents.get(id).copied())
+    }
+
+    /// Tells cgroups what they hold on GPUs.
+    pub(super) fn tell_gpu_memory(&mut self, before: &Shares, now: &Shares) {
+        self.accounts.tell_gpu_memory(&before.cgroups, &now.cgroups);
     }
 
     /// Ends a tick; forgets what went longer ago than `keep`, whose totals live on above it.

@@ -6,6 +6,7 @@
 mod account;
 mod cgroups;
 pub mod container;
+mod gpus;
 mod ledger;
 mod processes;
 mod rule;
@@ -23,6 +24,7 @@ use crate::{
 };
 use account::{Accounts, Counted};
 use cgroups::Cgroups;
+use gpus::Gpus;
 use ledger::{Addition, Ledger};
 use monitor_common::Owner;
 use processes::Processes;
@@ -55,6 +57,7 @@ pub struct Model {
     host_usage: Option<(BootTime, Arc<HostUsage>)>,
     /// What was read in the tick before.
     read_before: Busy,
+    gpus: Gpus,
     last_snapshot: Option<BootTime>,
 }
 
@@ -95,6 +98,7 @@ impl Model {
             devices: Accounts::default(),
             host_usage: None,
             read_before: Busy::default(),
+            gpus: Gpus::default(),
             last_snapshot: None,
         }
     }
@@ -123,6 +127,9 @@ impl Model {
         if let Some(counters) = &sample.counters {
             self.count(counters);
             harvest = self.processes.harvest(counters, &self.ledger, sample.time);
+        }
+        if let Some(reading) = &sample.gpus {
+            self.gpus.take(reading);
         }
         self.read(&sample.readings, sample.time);
         for id in &sample.found.gone {
@@ -174,6 +181,7 @@ impl Model {
         self.processes.settle(seconds, sample.time, self.retention);
         self.cgroups.settle(seconds, sample.time, self.retention.keep);
         self.devices.settle(seconds);
+        self.gpus.join(&mut self.processes, &mut self.cgroups);
         Snapshot {
             time: sample.time,
             tick,
@@ -185,6 +193,8 @@ impl Model {
             trees: self.processes.list_trees(),
             cgroups: self.cgroups.list(),
             block_devices: self.devices.iter().map(|(_, device)| device.clone()).collect(),
+            gpus: self.gpus.list(),
+            gpu: self.gpus.standing(sample.time),
             folded_processes_total: self.processes.folded_total(),
             coverage: sample.coverage.clone(),
             cost: sample.cost.clone(),

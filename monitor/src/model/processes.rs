@@ -4,6 +4,7 @@ use super::{
     Retention,
     account::{Accounts, Counted},
     cgroups::Cgroups,
+    gpus::Shares,
     ledger::{Addition, Ledger},
     rule,
     snapshot::{Process, ProcessState, Subject, Tree},
@@ -287,6 +288,18 @@ impl Processes {
                 tree.usage = usage;
             }
         }
+    }
+
+    /// The running process with that pid, its tree and its cgroup.
+    pub(super) fn whereabouts(&self, pid: Tgid) -> Option<(ProcessKey, ProcessKey, CgroupId)> {
+        let key = *self.running.get(&pid)?;
+        self.accounts.find(key).map(|process| (key, process.tree.key(), process.cgroup))
+    }
+
+    /// Tells processes and trees what they hold on GPUs.
+    pub(super) fn tell_gpu_memory(&mut self, before: &Shares, now: &Shares) {
+        self.accounts.tell_gpu_memory(&before.processes, &now.processes);
+        self.trees.tell_gpu_memory(&before.trees, &now.trees);
     }
 
     /// Counters of processes that have gone for good, out of those read at `time`.

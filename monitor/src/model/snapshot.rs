@@ -8,6 +8,7 @@ use super::{
 use crate::{
     cost::Cost,
     coverage::Coverage,
+    gpu::{Gpu, GpuStanding},
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     time::BootTime,
 };
@@ -36,6 +37,10 @@ pub struct Snapshot {
     pub cgroups: Vec<Arc<Cgroup>>,
     /// Devices with any I/O.
     pub block_devices: Vec<Arc<BlockDevice>>,
+    /// GPUs, as the driver last told of them.
+    pub gpus: Vec<Arc<Gpu>>,
+    /// Whether they are told of.
+    pub gpu: GpuStanding,
     /// Exited processes no longer listed: their totals live on in `host`, their cgroup and their tree.
     pub folded_processes_total: u64,
     /// What was live, and what was lost.
@@ -51,6 +56,8 @@ pub struct Subject {
     pub totals: Totals,
     /// Over the last tick.
     pub rates: Rates,
+    /// Memory held on all GPUs now; none where none is held, and where the driver does not tell all of it.
+    pub gpu_memory_bytes: Option<u64>,
 }
 
 /// One process.

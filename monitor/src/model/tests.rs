@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::{
+    coverage::State,
+    gpu::{Gpu, GpuProcess, GpuReading},
     ids::{ProcessKey, Tgid},
     sample::{FoundContainer, FoundProcess},
 };
@@ -10,6 +12,7 @@ use monitor_common::{
     histogram, page_fault,
 };
 use snapshot::{Process, ProcessState};
+use std::sync::Arc;
 
 const SECOND: u64 = 1_000_000_000;
 const RETENTION: Retention = Retention { keep: Duration::from_secs(60), limit: 3 };
@@ -368,4 +371,56 @@ fn a_container_that_has_gone_is_not_looked_for() {
     let mut model = model_with_container();
     model.take(&moments(2 * SECOND, vec![moment(2 * SECOND, What::CgroupRemoved(CgroupId(4), "".into()))]));
     assert_eq!(due(&model, 3 * SECOND), 0);
+}
+
+/// A sample in which GPUs, one a row, hold memory for processes.
+fn gpus(time: u64, rows: &[&[(u32, Option<u64>)]]) -> Sample {
+    let process = |&(pid, memory_bytes): &(u32, Option<u64>)| GpuProcess { pid: Tgid(pid), memory_bytes };
+    let gpu = |row: &&[(u32, Option<u64>)]| {
+        Arc::new(Gpu { processes: Some(row.iter().map(process).collect()), ..Gpu::default() })
+    };
+    let gpus = rows.iter().map(gpu).collect();
+    let reading = GpuReading::Live { time: BootTime(time), every: Duration::from_secs(1), gpus };
+    Sample { time: BootTime(time), gpus: Some(Arc::new(reading)), ..Sample::default() }
+}
+
+/// GPU memory of two processes, of the tree of the first, and of the cgroups in order of path.
+fn gpu_memory(snapshot: &Snapshot) -> (Option<u64>, Option<u64>, Option<u64>, Vec<Option<u64>>) {
+    let of = |tgid| find(snapshot, tgid).subject.gpu_memory_bytes;
+    let tree = snapshot.trees.iter().find(|tree| tree.root.tgid == Tgid(10)).unwrap();
+    let cgroups = snapshot.cgroups.iter().map(|cgroup| cgroup.subject.gpu_memory_bytes).collect();
+    (of(10), of(11), tree.subject.gpu_memory_bytes, cgroups)
+}
+
+#[test]
+fn gpu_memory_is_joined_to_processes_trees_and_cgroups_and_goes_with_them() {
+    let mut model = model();
+    let (parent, child) = (owner(10, 3), owner(11, 3));
+    model.take(&moments(1, vec![fork(1, &owner(1, 1), parent), fork(2, &parent, child)]));
+    model.take(&gpus(SECOND, &[&[(10, Some(5)), (99, Some(1))], &[(10, Some(2)), (11, Some(30))]]));
+    let first = snapshot(&mut model, SECOND);
+    assert_eq!(gpu_memory(&first), (Some(7), Some(30), Some(37), vec![Some(37); 3]));
+    assert_eq!((first.gpus.len(), first.gpu.state), (2, State::Live));
+    assert_eq!(find(&first, 1).subject.gpu_memory_bytes, None, "init holds none");
+
+    // A part that the driver does not tell makes the sums unknown.
+    model.take(&gpus(2 * SECOND, &[&[(10, Some(5))], &[(11, None)]]));
+    assert_eq!(gpu_memory(&snapshot(&mut model, 2 * SECOND)), (Some(5), None, None, vec![None; 3]));
+
+    // A moved process takes its memory along.
+    model.take(&moments(3 * SECOND, vec![moment(3 * SECOND, What::Moved(owner(10, 2)))]));
+    model.take(&gpus(3 * SECOND, &[&[(10, Some(5)), (11, Some(4))]]));
+    assert_eq!(
+        gpu_memory(&snapshot(&mut model, 3 * SECOND)),
+        (Some(5), Some(4), Some(9), vec![Some(9), Some(9), Some(4)])
+    );
+
+    model.take(&moments(4 * SECOND, vec![exit(4 * SECOND, child, 0)]));
+    assert_eq!(gpu_memory(&snapshot(&mut model, 4 * SECOND)), (Some(5), None, Some(5), vec![Some(5); 2]));
+
+    let lost = Arc::new(GpuReading::Unavailable { reason: "lost".to_owned() });
+    model.take(&Sample { time: BootTime(5 * SECOND), gpus: Some(lost), ..Sample::default() });
+    let last = snapshot(&mut model, 5 * SECOND);
+    assert_eq!(gpu_memory(&last), (None, None, None, vec![None; 2]));
+    assert!(last.gpus.is_empty() && last.gpu.failing, "{:?}", last.gpu);
 }

@@ -4,7 +4,10 @@ use super::{
     select::Chosen,
     view::{Context, CoverageView, ListView, Listed, SnapshotView},
 };
-use crate::model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree};
+use crate::{
+    gpu::Gpu,
+    model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
+};
 use axum::{
     body::{Body, Bytes},
     http::header,
@@ -31,9 +34,16 @@ pub(super) fn list<T: Listed>(snapshot: Arc<Snapshot>, chosen: Chosen) -> Respon
         time_ns: snapshot.time,
         total: chosen.total,
         truncated: chosen.places.len() < chosen.total,
+        standing: T::standing(&snapshot),
         coverage: CoverageView(&snapshot.coverage),
     });
     respond(iter::once(head.map(open)).chain(array::<T>(snapshot, chosen.places)).chain(iter::once(close())))
+}
+
+/// A document that was written before, with one more field.
+pub(super) fn extended(object: Bytes, name: &str, value: &impl Serialize) -> Response {
+    let field = piece(value).map(|value| [format!(",\"{name}\":").as_bytes(), &value, b"}"].concat().into());
+    respond([Ok(open(object)), field].into_iter())
 }
 
 /// All of a snapshot.
@@ -44,6 +54,7 @@ pub(super) fn whole(snapshot: Arc<Snapshot>) -> Response {
         .chain(all::<Tree>(&snapshot))
         .chain(all::<Cgroup>(&snapshot))
         .chain(all::<BlockDevice>(&snapshot))
+        .chain(all::<Gpu>(&snapshot))
         .chain(iter::once(close()));
     respond(pieces)
 }

@@ -3,6 +3,7 @@
 use crate::{
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
+    gpu::{Gpu, GpuMemory, GpuProcess, GpuStanding, MigInstance},
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     model::{
         container::Container,
@@ -47,6 +48,8 @@ pub(crate) fn snapshot() -> Snapshot {
             name: "nvme0n1".to_owned(),
             subject: subject(0, 0.0, Some(150)),
         })],
+        gpus: vec![Arc::new(gpu())],
+        gpu: GpuStanding { state: State::Live, reason: None, failing: false },
         folded_processes_total: 4,
         coverage: Arc::new(coverage()),
         cost: Arc::new(cost()),
@@ -67,7 +70,7 @@ fn subject(faults: u64, faults_per_second: f64, latency: Option<u16>) -> Subject
         ..Rates::default()
     };
     let address_space = address_space::Totals { mmap_file_calls: 1, ..Default::default() };
-    Subject { totals: Totals { page_fault, address_space, block_io }, rates }
+    Subject { totals: Totals { page_fault, address_space, block_io }, rates, gpu_memory_bytes: None }
 }
 
 fn block_io(bucket: u16) -> BlockIo {
@@ -152,6 +155,30 @@ pub(crate) const CONTAINER_ID: &str = "0f3c7a1be5d24c6890ab12cd34ef56ab789012345
 
 fn id(pid: u32) -> ProcessId {
     ProcessId { tgid: Tgid(pid), start_ns: u64::from(pid) * SECOND }
+}
+
+/// Without power and throttling, which it does not tell; one instance.
+fn gpu() -> Gpu {
+    let processes = Some(vec![GpuProcess { pid: Tgid(10), memory_bytes: Some(6 << 30) }]);
+    let instance = MigInstance {
+        index: 0,
+        uuid: Some("MIG-1".to_owned()),
+        profile: Some("1g.10gb".to_owned()),
+        memory: GpuMemory { used_bytes: Some(6 << 30), total_bytes: Some(8 << 30) },
+        processes: processes.clone(),
+    };
+    Gpu {
+        time: BootTime(99 * SECOND),
+        uuid: Some("GPU-1".to_owned()),
+        name: Some("NVIDIA H100".to_owned()),
+        utilization_ratio: Some(0.37),
+        memory: GpuMemory { used_bytes: Some(20 << 30), total_bytes: Some(80 << 30) },
+        temperature_celsius: Some(55),
+        sm_clock_hertz: Some(1_980_000_000),
+        mig: Some(vec![instance]),
+        processes,
+        ..Gpu::default()
+    }
 }
 
 fn coverage() -> Coverage {

@@ -10,6 +10,7 @@ mod events;
 mod fields;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod gpu;
 mod problem;
 mod routes;
 mod select;

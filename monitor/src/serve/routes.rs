@@ -8,6 +8,7 @@ use super::{
 };
 use crate::{
     event_log::EventLog,
+    gpu::Gpu,
     model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
     time::BootTime,
 };
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 /// The endpoints and what they answer, as `/` lists them.
-pub(super) const ENDPOINTS: [(&str, &str); 9] = [
+pub(super) const ENDPOINTS: &[(&str, &str)] = &[
     ("/v1/health", "whether all is well, what the agent costs, which sources count"),
     ("/v1/snapshot", "everything known after the last tick"),
     ("/v1/host", "the machine: processors, memory, pressure, disks, interfaces, and what is counted of it"),
@@ -32,6 +33,7 @@ pub(super) const ENDPOINTS: [(&str, &str); 9] = [
     ("/v1/trees", "process trees; ?sort= &limit="),
     ("/v1/cgroups", "cgroups, each with all below it; ?container= &sort= &limit="),
     ("/v1/block_devices", "block devices; ?sort= &limit="),
+    ("/v1/gpus", "GPUs and their MIG instances; ?sort= &limit="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     ("/v1/doctor", "what this host offers, and how each source was attached"),
 ];
@@ -41,7 +43,7 @@ pub(super) const ENDPOINTS: [(&str, &str); 9] = [
 pub(super) struct Shared {
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) events: Arc<EventLog>,
-    /// The doctor's report as JSON: it does not change.
+    /// The doctor's report as JSON: it does not change, but for how GPUs stand, which is added.
     pub(super) doctor: Bytes,
     pub(super) shutdown: watch::Receiver<bool>,
 }
@@ -63,6 +65,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/trees", get(list::<Tree>))
         .route("/v1/cgroups", get(list::<Cgroup>))
         .route("/v1/block_devices", get(list::<BlockDevice>))
+        .route("/v1/gpus", get(list::<Gpu>))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
         .fallback(nowhere)
@@ -124,7 +127,7 @@ async fn moments(State(shared): State<Shared>, given: Given) -> Result<Response,
 
 async fn doctor(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], shared.doctor).into_response())
+    Ok(answer::extended(shared.doctor.clone(), "gpu", &shared.snapshot().gpu))
 }
 
 async fn nowhere(uri: Uri) -> Problem {

@@ -48,7 +48,7 @@ pub struct State {
 pub async fn serve(listener: Listener, state: State, shutdown: watch::Receiver<bool>) {
     let doctor = serde_json::to_vec(&*state.doctor).unwrap_or_else(|error| {
         log::error!("the doctor's report cannot be written as JSON: {error}");
-        b"null".to_vec()
+        b"{}".to_vec()
     });
     let State { snapshots, events, .. } = state;
     let shared = Shared { snapshots, events, doctor: Bytes::from(doctor), shutdown: shutdown.clone() };

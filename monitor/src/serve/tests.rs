@@ -2,8 +2,10 @@
 
 use super::{claim, fixtures, routes::ENDPOINTS, routes::Shared, server};
 use crate::{
+    coverage::State,
     event::{Event, Kind},
     event_log::EventLog,
+    gpu::GpuStanding,
     ids::CgroupId,
     model::snapshot::Snapshot,
     time::BootTime,
@@ -118,7 +120,7 @@ async fn every_endpoint_listed_answers() {
         assert_eq!(server.ask(&format!("GET {path}?no=1")).await.status, 400, "{path}");
         assert_eq!(server.ask(&format!("POST {path}")).await.status, 405, "{path}");
     }
-    assert_eq!(server.json("/v1/doctor").await, json!({"facts": []}));
+    assert_eq!(server.json("/v1/doctor").await, json!({"facts": [], "gpu": {"state": "live", "reason": null}}));
 }
 
 #[tokio::test]
@@ -165,6 +167,41 @@ async fn a_process_has_its_names_and_null_where_nothing_counts() {
         io["write_latency"],
         json!({"count": 0, "p50_ns": null, "p90_ns": null, "p99_ns": null, "max_ns": null})
     );
+}
+
+#[tokio::test]
+async fn a_gpu_has_its_names_and_null_where_it_does_not_tell() {
+    let server = Server::start();
+    let list = server.json("/v1/gpus?sort=power_watts").await;
+    assert_eq!((&list["total"], &list["state"], &list["reason"]), (&json!(1), &json!("live"), &Value::Null));
+    let gpu = &list["gpus"][0];
+    assert_eq!((&gpu["index"], &gpu["uuid"], &gpu["name"]), (&json!(0), &json!("GPU-1"), &json!("NVIDIA H100")));
+    assert_eq!((&gpu["utilization_ratio"], &gpu["memory_utilization_ratio"]), (&json!(0.37), &Value::Null));
+    assert_eq!((&gpu["memory_ratio"], &gpu["memory_used_bytes"]), (&json!(0.25), &json!(20_u64 << 30)));
+    assert_eq!((&gpu["power_watts"], &gpu["throttle_reasons"]), (&Value::Null, &Value::Null));
+    assert_eq!((&gpu["sm_clock_hertz"], &gpu["age_seconds"]), (&json!(1_980_000_000), &json!(1.0)));
+    let processes = json!([{"pid": 10, "memory_bytes": 6_u64 << 30}]);
+    assert_eq!(gpu["processes"], processes);
+    assert_eq!(
+        gpu["mig"]["instances"],
+        json!([{
+            "index": 0, "uuid": "MIG-1", "parent_uuid": "GPU-1", "profile": "1g.10gb",
+            "memory_used_bytes": 6_u64 << 30, "memory_total_bytes": 8_u64 << 30, "memory_ratio": 0.75,
+            "processes": processes
+        }])
+    );
+    assert_eq!(server.json("/v1/snapshot").await["gpus"][0], *gpu);
+    assert_eq!(server.json("/v1/trees").await.get("state"), None, "only lists that no source counts for");
+}
+
+#[tokio::test]
+async fn a_lost_gpu_degrades_health_and_none_does_not() {
+    let standing = |failing| GpuStanding { state: State::Unavailable, reason: Some("no driver".to_owned()), failing };
+    let health = |gpu| async { Server::of(Snapshot { gpu, ..fixtures::snapshot() }).json("/v1/health").await };
+    let (without, lost) = (health(standing(false)).await, health(standing(true)).await);
+    assert_eq!(without["gpu"], json!({"state": "unavailable", "reason": "no driver"}));
+    let tells = |health: &Value| health["reasons"].as_array().unwrap().contains(&json!("gpu: no driver"));
+    assert!(!tells(&without) && tells(&lost), "{without}\n{lost}");
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, MissingProgram, Refusal, SourceCoverage, State},
+    gpu::GpuStanding,
     ids::{CgroupId, Tgid},
     model::{
         container::{self, Container},
@@ -29,7 +30,8 @@ pub(super) struct Context {
     cannot_tell: [&'static [&'static str]; Source::ALL.len()],
     has_rates: bool,
     hierarchy: &'static str,
-    time: BootTime,
+    /// When the snapshot was taken.
+    pub(super) time: BootTime,
 }
 
 impl Context {
@@ -40,8 +42,13 @@ impl Context {
             live[coverage.source as usize] = coverage.state == State::Live;
             cannot_tell[coverage.source as usize] = coverage.cannot_tell;
         }
-        let (has_rates, hierarchy) = (!snapshot.tick.is_zero(), snapshot.hierarchy);
-        Self { live, cannot_tell, has_rates, hierarchy, time: snapshot.time }
+        Self {
+            live,
+            cannot_tell,
+            has_rates: !snapshot.tick.is_zero(),
+            hierarchy: snapshot.hierarchy,
+            time: snapshot.time,
+        }
     }
 
     /// Whether a source counts, and counts this number of its.
@@ -80,7 +87,7 @@ pub(super) trait Listed: Send + Sync + Sized + 'static {
     /// The item's own numbers, besides its groups'.
     const NUMBERS: &'static [Named<Self>];
     /// What is polled of it.
-    const CELLS: &'static [cells::Named<Self>];
+    const CELLS: &'static [cells::Named<Self>] = &[];
     /// Its groups of counters.
     const GROUPS: &'static [&'static Group];
 
@@ -88,6 +95,11 @@ pub(super) trait Listed: Send + Sync + Sized + 'static {
     fn all(snapshot: &Snapshot) -> &[Arc<Self>];
     /// What is counted of it.
     fn subject(&self) -> &Subject;
+    /// Whether there is anything to list, for kinds that are no source's.
+    fn standing(_snapshot: &Snapshot) -> Option<&GpuStanding> {
+        None
+    }
+
     /// Adds it to `out` as JSON.
     fn write(&self, context: Context, out: &mut Vec<u8>) -> serde_json::Result<()>;
 
@@ -159,6 +171,7 @@ struct ProcessView<'a> {
     exit_signal: Option<u8>,
     oom_killed: bool,
     exited_time_ns: Option<BootTime>,
+    gpu_memory_bytes: Option<u64>,
     #[serde(flatten)]
     cells: Cells<'a, Process>,
     #[serde(flatten)]
@@ -173,6 +186,7 @@ impl Listed for Process {
         ("start_time_ns", |p| Number::Count(p.id.start_ns)),
         ("cgroup_id", |p| known_id(p.cgroup).map(|id| id.0).into()),
         ("tree", |p| Number::Count(p.tree.tgid.0.into())),
+        ("gpu_memory_bytes", |p| p.subject.gpu_memory_bytes.into()),
         ("exited_time_ns", |p| End::of(p.state).time.map(|time| time.0).into()),
     ];
     const CELLS: &'static [cells::Named<Self>] = usage::PROCESS;
@@ -204,6 +218,7 @@ impl Listed for Process {
             oom_killed: end.oom_killed,
             exited_time_ns: end.time,
             cells: Cells::new(Self::CELLS, self, &context),
+            gpu_memory_bytes: self.subject.gpu_memory_bytes,
             groups: self.groups(context),
         };
         serde_json::to_writer(out, &view)
@@ -241,6 +256,7 @@ struct TreeView<'a> {
     place: PlaceView<'a>,
     processes_running: u32,
     processes_exited_total: u64,
+    gpu_memory_bytes: Option<u64>,
     #[serde(flatten)]
     cells: Cells<'a, Tree>,
     #[serde(flatten)]
@@ -255,6 +271,7 @@ impl Listed for Tree {
         ("cgroup_id", |t| known_id(t.cgroup).map(|id| id.0).into()),
         ("processes_running", |t| Number::Count(t.running.into())),
         ("processes_exited_total", |t| Number::Count(t.exited_total)),
+        ("gpu_memory_bytes", |t| t.subject.gpu_memory_bytes.into()),
     ];
     const CELLS: &'static [cells::Named<Self>] = usage::TREE;
     const GROUPS: &'static [&'static Group] = ALL_GROUPS;
@@ -279,6 +296,7 @@ impl Listed for Tree {
             processes_running: self.running,
             processes_exited_total: self.exited_total,
             cells: Cells::new(Self::CELLS, self, &context),
+            gpu_memory_bytes: self.subject.gpu_memory_bytes,
             groups: self.groups(context),
         };
         serde_json::to_writer(out, &view)
@@ -294,6 +312,7 @@ struct CgroupView<'a> {
     place: PlaceView<'a>,
     removed: bool,
     processes_running: u32,
+    gpu_memory_bytes: Option<u64>,
     #[serde(flatten)]
     cells: Cells<'a, Cgroup>,
     #[serde(flatten)]
@@ -302,8 +321,11 @@ struct CgroupView<'a> {
 
 impl Listed for Cgroup {
     const NAME: &'static str = "cgroups";
-    const NUMBERS: &'static [Named<Self>] =
-        &[("id", |c| known_id(c.id).map(|id| id.0).into()), ("processes_running", |c| Number::Count(c.running.into()))];
+    const NUMBERS: &'static [Named<Self>] = &[
+        ("id", |c| known_id(c.id).map(|id| id.0).into()),
+        ("processes_running", |c| Number::Count(c.running.into())),
+        ("gpu_memory_bytes", |c| c.subject.gpu_memory_bytes.into()),
+    ];
     const CELLS: &'static [cells::Named<Self>] = usage::CGROUP;
     const GROUPS: &'static [&'static Group] = ALL_GROUPS;
 
@@ -324,6 +346,7 @@ impl Listed for Cgroup {
             removed: self.removed,
             processes_running: self.running,
             cells: Cells::new(Self::CELLS, self, &context),
+            gpu_memory_bytes: self.subject.gpu_memory_bytes,
             groups: self.groups(context),
         };
         serde_json::to_writer(out, &view)
@@ -341,7 +364,6 @@ struct BlockDeviceView<'a> {
 impl Listed for BlockDevice {
     const NAME: &'static str = "block_devices";
     const NUMBERS: &'static [Named<Self>] = &[];
-    const CELLS: &'static [cells::Named<Self>] = &[];
     const GROUPS: &'static [&'static Group] = &[&BLOCK_IO];
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
@@ -366,6 +388,7 @@ pub(super) struct SnapshotView<'a> {
     since_ns: BootTime,
     folded_processes_total: u64,
     host: WholeHostView<'a>,
+    gpu: &'a GpuStanding,
     coverage: CoverageView<'a>,
     cost: CostView<'a>,
 }
@@ -379,6 +402,7 @@ impl<'a> SnapshotView<'a> {
             since_ns: snapshot.since,
             folded_processes_total: snapshot.folded_processes_total,
             host: WholeHostView::of(snapshot),
+            gpu: &snapshot.gpu,
             coverage: CoverageView(&snapshot.coverage),
             cost: CostView::of(&snapshot.cost),
         }
@@ -410,6 +434,9 @@ pub(super) struct ListView<'a> {
     pub(super) total: usize,
     /// Whether fewer than that are listed.
     pub(super) truncated: bool,
+    /// Whether there is anything to list.
+    #[serde(flatten)]
+    pub(super) standing: Option<&'a GpuStanding>,
     pub(super) coverage: CoverageView<'a>,
 }
 
@@ -423,6 +450,7 @@ pub(super) struct HealthView<'a> {
     uptime_seconds: f64,
     time_ns: BootTime,
     cost: CostView<'a>,
+    gpu: &'a GpuStanding,
     coverage: CoverageView<'a>,
 }
 
@@ -438,6 +466,7 @@ impl<'a> HealthView<'a> {
             uptime_seconds: now.since(snapshot.since).as_secs_f64(),
             time_ns: snapshot.time,
             cost: CostView::of(&snapshot.cost),
+            gpu: &snapshot.gpu,
             coverage: CoverageView(&snapshot.coverage),
         }
     }
@@ -448,6 +477,9 @@ fn reasons(snapshot: &Snapshot, now: BootTime) -> Vec<String> {
     /// A snapshot this many ticks old is late.
     const LATE_TICKS: u32 = 5;
     let mut reasons: Vec<_> = snapshot.coverage.0.iter().filter_map(reason).collect();
+    if let (true, Some(reason)) = (snapshot.gpu.failing, &snapshot.gpu.reason) {
+        reasons.push(format!("gpu: {reason}"));
+    }
     let age = now.since(snapshot.time);
     if age > (LATE_TICKS * snapshot.tick).max(Duration::from_secs(5)) && !snapshot.tick.is_zero() {
         reasons.push(format!("the last snapshot is {} s old", age.as_secs()));
