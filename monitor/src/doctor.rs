@@ -9,6 +9,7 @@ use crate::{
         self_check::{self, SelfCheckError},
         support::{self, Facts, Presence, Support},
     },
+    privileges,
     source::Source,
 };
 use anyhow::bail;
@@ -59,6 +60,7 @@ pub fn examine(config: &Config) -> anyhow::Result<Report> {
 /// the rights for that, and so for everything else, are missing.
 pub fn examine_fields(config: &Config) -> anyhow::Result<Support> {
     let mut support = support::probe();
+    support.facts.lacking_capabilities = privileges::lacking(config.drop_capabilities);
     let missing = support.facts.missing_capabilities.join(", ");
     if !missing.is_empty() {
         bail!("not enough rights: {missing} missing; run it as root, as with sudo");
@@ -151,6 +153,9 @@ impl Report {
         row("possible CPUs", &facts.possible_cpus.to_string(), "");
         let missing = facts.missing_capabilities.join(", ");
         row("capabilities", if missing.is_empty() { "enough" } else { "missing" }, &missing);
+        for lacking in &facts.lacking_capabilities {
+            row("", "without", &format!("{}: {}", lacking.capability, lacking.effect));
+        }
         row("", "", "");
         row("SOURCE", "RUNG", "REFUSED");
         for source in &self.sources.0 {

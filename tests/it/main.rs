@@ -7,10 +7,16 @@ mod address_space;
 mod block_io;
 mod cgroup;
 mod command_line;
+#[cfg(not(feature = "vm"))]
+mod deploy;
 mod lifecycle;
 mod maps;
 mod page_fault;
+#[cfg(not(feature = "vm"))]
+mod privileges;
 mod rings;
+#[cfg(not(feature = "vm"))]
+mod service;
 mod shutdown;
 mod snapshot;
 mod socket;

@@ -70,6 +70,9 @@ fn general() -> Vec<Key> {
         key(None, "console_interval", "how often to show it", |c| {
             Slot::Duration(&mut c.console_interval, 100 * MILLISECOND..=HOUR)
         }),
+        key(None, "drop_capabilities", "once attached, keep only the capabilities that counting takes", |c| {
+            Slot::Switch(&mut c.drop_capabilities)
+        }),
         key(None, "kernel_log", "the most talkative level of the kernel programs", |c| Slot::Level(&mut c.kernel_log)),
         key(Some("exited"), "keep", "how long exited processes stay visible", |c| {
             Slot::Duration(&mut c.exited.keep, Duration::ZERO..=HOUR)
