@@ -105,6 +105,21 @@ fn without_one_of_the_two_that_loading_takes_it_does_not_start_and_names_it() ->
 }
 
 #[test]
+fn a_socket_that_may_not_be_given_to_its_group_is_an_error_that_says_how_it_may() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("monitor.sock");
+    let socket = socket.to_string_lossy();
+    let run = ["run", "--quiet", "--for", "1s", "--socket", &socket, "--socket-group", "65533"];
+    let output = agent::run_through(&AS_SERVICE, &run)?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    expect::exactly("exit code", output.status.code(), Some(1))?;
+    ensure!(words.contains("group 65533: grant CAP_CHOWN"), "{words}");
+    let output = agent::run_through(&[&AS_SERVICE[..], &["--groups", "65533"]].concat(), &run)?;
+    expect::exactly("exit code of a member", output.status.code(), Some(0))
+}
+
+#[test]
 fn told_to_it_lays_down_all_but_the_five_in_every_thread_and_goes_on_counting() -> Result<()> {
     let _machine = Machine::claim()?;
     let agent = Agent::start(&[])?;

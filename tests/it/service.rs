@@ -115,6 +115,7 @@ fn an_agent_whose_loop_stands_still_falls_silent() -> Result<()> {
     let path = directory.path().join("notify");
     let manager = Manager::listen(&path)?;
     let agent = start(&path, Some(LIMIT))?;
+    expect::exactly("first message", manager.hear(LIMIT)?.as_deref(), Some("READY=1"))?;
     let held = HeldThread::hold(agent.pid())?;
     while manager.hear(Duration::from_millis(10))?.is_some() {}
     expect::exactly("message while the loop stands still", manager.hear(2 * LIMIT)?, None)?;
