@@ -7,10 +7,10 @@ use std::{
     path::Path,
     time::{Duration, Instant},
 };
-use tests::{Agent, Machine, expect};
+use tests::{Agent, Machine, clock::PATIENCE, expect};
 
 /// The watchdog's limit in these tests: the agent is to speak twice as often.
-const LIMIT: Duration = Duration::from_millis(800);
+const LIMIT: Duration = Duration::from_millis(1600);
 
 /// The other end of NOTIFY_SOCKET.
 struct Manager(UnixDatagram);
@@ -73,12 +73,12 @@ fn it_is_told_of_readiness_of_life_and_of_the_end() -> Result<()> {
     let path = directory.path().join("notify");
     let manager = Manager::listen(&path)?;
     let agent = start(&path, Some(LIMIT))?;
-    expect::exactly("first message", manager.hear(LIMIT)?.as_deref(), Some("READY=1"))?;
+    expect::exactly("first message", manager.hear(PATIENCE)?.as_deref(), Some("READY=1"))?;
     let start = Instant::now();
-    for _ in 0..6 {
-        expect::exactly("message", manager.hear(LIMIT)?.as_deref(), Some("WATCHDOG=1"))?;
+    for _ in 0..4 {
+        expect::exactly("message", manager.hear(PATIENCE)?.as_deref(), Some("WATCHDOG=1"))?;
     }
-    let mean = start.elapsed() / 6;
+    let mean = start.elapsed() / 4;
     ensure!(mean < LIMIT * 3 / 4, "it speaks every {mean:?}, too late for a limit of {LIMIT:?}");
     agent.stop()?;
     let mut last = None;
@@ -99,7 +99,7 @@ fn it_is_ready_only_once_the_socket_answers() -> Result<()> {
         .arg(&socket)
         .env("NOTIFY_SOCKET", &path)
         .spawn()?;
-    let first = manager.hear(tests::clock::PATIENCE)?.context("nothing was said")?;
+    let first = manager.hear(PATIENCE)?.context("nothing was said")?;
     let answers = tests::http::get(&socket, "/v1/health");
     let status = agent.wait()?;
     expect::exactly("first message", first.as_str(), "READY=1")?;
@@ -115,13 +115,13 @@ fn an_agent_whose_loop_stands_still_falls_silent() -> Result<()> {
     let path = directory.path().join("notify");
     let manager = Manager::listen(&path)?;
     let agent = start(&path, Some(LIMIT))?;
-    expect::exactly("first message", manager.hear(LIMIT)?.as_deref(), Some("READY=1"))?;
+    expect::exactly("first message", manager.hear(PATIENCE)?.as_deref(), Some("READY=1"))?;
     let held = HeldThread::hold(agent.pid())?;
     while manager.hear(Duration::from_millis(10))?.is_some() {}
     expect::exactly("message while the loop stands still", manager.hear(2 * LIMIT)?, None)?;
     expect::exactly("status, by the threads that go on", agent.answer("/v1/health")?.status, 200)?;
     held.release()?;
-    expect::exactly("message afterwards", manager.hear(LIMIT)?.as_deref(), Some("WATCHDOG=1"))?;
+    expect::exactly("message afterwards", manager.hear(PATIENCE)?.as_deref(), Some("WATCHDOG=1"))?;
     agent.stop()
 }
 
@@ -132,7 +132,7 @@ fn without_a_watchdog_it_does_not_chatter_and_a_lost_manager_is_no_failure() -> 
     let path = directory.path().join("notify");
     let manager = Manager::listen(&path)?;
     let agent = start(&path, None)?;
-    expect::exactly("first message", manager.hear(LIMIT)?.as_deref(), Some("READY=1"))?;
+    expect::exactly("first message", manager.hear(PATIENCE)?.as_deref(), Some("READY=1"))?;
     expect::exactly("second message", manager.hear(2 * LIMIT)?, None)?;
     drop(manager);
     agent.stop()
