@@ -17,8 +17,9 @@ use crate::{
     kernel::{attach::Loader, support::Support},
     model::{Model, Retention, snapshot::Snapshot},
     output::console::Console,
+    privileges,
     sample::Sample,
-    serve,
+    serve, service,
     source::Source,
     time::BootTime,
 };
@@ -54,6 +55,9 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     let support = doctor::examine_fields(&config)?;
     let mut agent = Agent::attach(&config, &support, since)?;
     drop(support);
+    if config.drop_capabilities {
+        privileges::keep_needed().context("cannot lay down capabilities")?;
+    }
     give_back_memory();
 
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
@@ -66,7 +70,9 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
         tokio::spawn(show(console, latest, config.console_interval, ending))
     });
 
+    service::ready();
     agent.work(&config, &snapshots, &mut end).await;
+    service::ending();
 
     shutdown.send_replace(true);
     server.await.context("the server ended badly")?;
@@ -140,6 +146,8 @@ impl Agent {
         let sampled = !config.cost.every.is_zero();
         let mut open_window = every(if sampled { config.cost.every } else { Duration::MAX });
         let mut close_window: Option<Instant> = None;
+        let alive_every = service::alive_every();
+        let mut say_alive = every(alive_every.unwrap_or(Duration::MAX));
         loop {
             let closing = async {
                 match close_window {
@@ -156,6 +164,7 @@ impl Agent {
                 () = self.collector.filling() => self.take_moments(),
                 _ = drain.tick() => self.between_ticks(),
                 _ = tick.tick() => drop(snapshots.send_replace(Arc::new(self.tick()))),
+                _ = say_alive.tick(), if alive_every.is_some() => service::alive(),
                 _ = open_window.tick(), if sampled => {
                     self.meter.open_window();
                     close_window = Some(Instant::now() + config.cost.window);

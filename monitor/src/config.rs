@@ -30,6 +30,8 @@ pub struct Config {
     pub console: bool,
     /// How often it does.
     pub console_interval: Duration,
+    /// Whether to keep only the capabilities that counting takes, once attached.
+    pub drop_capabilities: bool,
     /// The most talkative level the kernel programs may log at.
     pub kernel_log: LevelFilter,
     /// Exited processes.
@@ -137,6 +139,7 @@ impl Default for Config {
             run_for: None,
             console: true,
             console_interval: Duration::from_secs(2),
+            drop_capabilities: false,
             kernel_log: LevelFilter::Warn,
             exited: Exited { keep: Duration::from_secs(60), limit: 8192 },
             cost: Cost { window: Duration::from_secs(1), every: Duration::from_secs(60) },

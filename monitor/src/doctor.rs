@@ -11,6 +11,7 @@ use crate::{
         self_check::{self, SelfCheckError},
         support::{self, Facts, Presence, Support},
     },
+    privileges,
     source::Source,
 };
 use anyhow::bail;
@@ -64,6 +65,7 @@ pub fn examine(config: &Config) -> anyhow::Result<Report> {
 /// the rights for that, and so for everything else, are missing.
 pub fn examine_fields(config: &Config) -> anyhow::Result<Support> {
     let mut support = support::probe();
+    support.facts.lacking_capabilities = privileges::lacking(config.drop_capabilities);
     let missing = support.facts.missing_capabilities.join(", ");
     if !missing.is_empty() {
         bail!("not enough rights: {missing} missing; run it as root, as with sudo");
@@ -156,6 +158,9 @@ impl Report {
         row("possible CPUs", &facts.possible_cpus.to_string(), "");
         let missing = facts.missing_capabilities.join(", ");
         row("capabilities", if missing.is_empty() { "enough" } else { "missing" }, &missing);
+        for lacking in &facts.lacking_capabilities {
+            row("", "without", &format!("{}: {}", lacking.capability, lacking.effect));
+        }
         if let Some(GpuStanding { state, reason, .. }) = &self.gpu {
             row("GPUs", name_of(*state), reason.as_deref().unwrap_or_default());
         }

@@ -6,6 +6,8 @@ pub mod units;
 pub mod ids;
 pub mod time;
 pub mod source;
+pub mod privileges;
+pub mod service;
 pub mod config;
 pub mod cost;
 pub mod coverage;

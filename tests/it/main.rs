@@ -8,13 +8,19 @@ mod block_io;
 mod cgroup;
 mod command_line;
 mod container;
+#[cfg(not(feature = "vm"))]
+mod deploy;
 // A statically linked agent loads no driver.
 #[cfg(not(feature = "vm"))]
 mod gpu;
 mod lifecycle;
 mod maps;
 mod page_fault;
+#[cfg(not(feature = "vm"))]
+mod privileges;
 mod rings;
+#[cfg(not(feature = "vm"))]
+mod service;
 mod shutdown;
 mod snapshot;
 mod socket;

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{
     env,
-    fs::{self, File},
-    os::unix::process::ExitStatusExt,
+    fs::{self, File, Permissions},
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
 };
@@ -64,7 +64,7 @@ impl Agent {
     pub fn start(flags: &[&str]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let socket = directory.path().join("monitor.sock");
-        Self::start_in(directory, socket, flags, &[])
+        Self::start_in(directory, socket, command()?, flags)
     }
 
     /// As [`Agent::start`], with variables in its environment.
@@ -74,7 +74,9 @@ impl Agent {
     pub fn start_with(flags: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let socket = directory.path().join("monitor.sock");
-        Self::start_in(directory, socket, flags, variables)
+        let mut command = command()?;
+        command.envs(variables.iter().copied());
+        Self::start_in(directory, socket, command, flags)
     }
 
     /// As [`Agent::start`], on a given socket.
@@ -82,18 +84,28 @@ impl Agent {
     /// # Errors
     /// As [`Agent::start`].
     pub fn start_on(socket: &Path, flags: &[&str]) -> Result<Self> {
-        Self::start_in(tempfile::tempdir()?, socket.to_owned(), flags, &[])
+        Self::start_in(tempfile::tempdir()?, socket.to_owned(), command()?, flags)
     }
 
-    fn start_in(directory: TempDir, socket: PathBuf, flags: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
+    /// As [`Agent::start`], by a program that becomes the agent after it has changed what the agent inherits, such as
+    /// setpriv(1) or env(1). Every user may make sockets in the directory, so that it may be another user's, too.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_through(wrapper: &[&str], flags: &[&str]) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o777))?;
+        let socket = directory.path().join("monitor.sock");
+        Self::start_in(directory, socket, command_through(wrapper)?, flags)
+    }
+
+    fn start_in(directory: TempDir, socket: PathBuf, mut command: Command, flags: &[&str]) -> Result<Self> {
         let errors = directory.path().join("stderr");
-        let mut command = command()?;
         command.arg("run").arg("--socket").arg(&socket).arg("--quiet");
         if !flags.contains(&TICK[0]) {
             command.args(TICK);
         }
-        command.args(flags).envs(variables.iter().copied());
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
+        command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
         let child = command.spawn().context("cannot start the agent")?;
         let mut agent = Self { child, socket, errors, _directory: directory };
         wait_until("the agent to answer", PATIENCE, || {
@@ -382,16 +394,37 @@ pub fn binary() -> Result<PathBuf> {
     built("monitor", "MONITOR_BIN")
 }
 
+/// As [`run`], by a program that becomes the agent.
+///
+/// # Errors
+/// As [`run`]; or no such program.
+pub fn run_through(wrapper: &[&str], arguments: &[&str]) -> Result<Output> {
+    let mut command = command_through(wrapper)?;
+    command.args(arguments).stdin(Stdio::null());
+    command.output().with_context(|| format!("cannot start the agent by {wrapper:?}"))
+}
+
 /// The agent's binary, without settings from this environment.
 fn command() -> Result<Command> {
-    let mut command = Command::new(binary()?);
+    Ok(without_settings(Command::new(binary()?)))
+}
+
+/// The same, as the last arguments of another program.
+fn command_through(wrapper: &[&str]) -> Result<Command> {
+    let (program, arguments) = wrapper.split_first().context("no program to start the agent by")?;
+    let mut command = Command::new(program);
+    command.args(arguments).arg(binary()?);
+    Ok(without_settings(command))
+}
+
+fn without_settings(mut command: Command) -> Command {
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy().into_owned();
         if name.starts_with("MONITOR_") && !KEPT_VARIABLES.contains(&name.as_str()) {
             command.env_remove(name);
         }
     }
-    Ok(command)
+    command
 }
 
 /// A binary of this workspace: named by a variable, or of the same build as the running test.

@@ -1,7 +1,7 @@
 //! `monitor run`: the agent.
 
 use super::settings::Settings;
-use crate::{agent, serve, units::parse_duration};
+use crate::{agent, privileges, serve, units::parse_duration};
 use anyhow::Context as _;
 use std::{process::ExitCode, time::Duration};
 
@@ -32,12 +32,20 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut config = arguments.settings.load()?.config;
     config.run_for = arguments.run_for;
     let claim = serve::claim(&config.socket, config.socket_group.as_deref())?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .enable_all()
-        .build()
-        .context("cannot start threads")?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(WORKERS).enable_all();
+    if config.drop_capabilities {
+        // This thread attaches, and lays down its own after that.
+        runtime.on_thread_start(lay_down_capabilities);
+    }
+    let runtime = runtime.build().context("cannot start threads")?;
     let result = runtime.block_on(agent::run(config, claim));
     runtime.shutdown_timeout(PATIENCE);
     result.map(|()| ExitCode::SUCCESS)
+}
+
+fn lay_down_capabilities() {
+    if let Err(error) = privileges::keep_needed() {
+        log::error!("a thread cannot lay down its capabilities: {error}");
+    }
 }

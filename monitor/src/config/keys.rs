@@ -72,6 +72,9 @@ fn general() -> Vec<Key> {
         key(None, "console_interval", "how often to show it", |c| {
             Slot::Duration(&mut c.console_interval, 100 * MILLISECOND..=HOUR)
         }),
+        key(None, "drop_capabilities", "once attached, keep only the capabilities that counting takes", |c| {
+            Slot::Switch(&mut c.drop_capabilities)
+        }),
         key(None, "cpu_monitoring", "poll processors and memory: of the machine, of cgroups and of processes", |c| {
             Slot::Switch(&mut c.cpu_monitoring)
         }),

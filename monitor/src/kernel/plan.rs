@@ -336,6 +336,9 @@ pub fn unusable(hook: Hook, facts: &Facts) -> Option<String> {
     if let Some(arguments) = facts.changed.get(&hook) {
         return Some(format!("this kernel's {hook} has the arguments ({arguments}), which this version does not know"));
     }
+    if let (Hook::SyscallTracepoint(_), Err(reason)) = (hook, &facts.tracefs) {
+        return Some(format!("{hook} needs the tracing file system: {reason}"));
+    }
     (facts.hook(hook) == Presence::No).then(|| format!("this kernel has no {hook}"))
 }
 

@@ -7,6 +7,7 @@ use super::{
     signature,
     tracefs::Tracefs,
 };
+use crate::privileges::Lacking;
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
@@ -100,6 +101,8 @@ pub struct Facts {
     pub possible_cpus: usize,
     /// Capabilities that loading or attaching needs and this process lacks.
     pub missing_capabilities: Vec<&'static str>,
+    /// Capabilities that it does without, and what that costs.
+    pub lacking_capabilities: Vec<Lacking>,
     /// Every place where a program could be attached.
     #[serde(serialize_with = "hooks_by_name")]
     pub hooks: BTreeMap<Hook, Presence>,
@@ -126,6 +129,7 @@ impl Default for Facts {
             io_on_v2: false,
             possible_cpus: 1,
             missing_capabilities: Vec::new(),
+            lacking_capabilities: Vec::new(),
             hooks: BTreeMap::new(),
             arguments: BTreeMap::new(),
             changed: BTreeMap::new(),

@@ -26,7 +26,9 @@ impl Tracefs {
         Self::detached().or_else(|error| {
             let mounted = MOUNTED.iter().find_map(|place| File::open(place).ok());
             let mounted = mounted.map(|root| Self { root: root.into() });
-            mounted.filter(|tracefs| tracefs.tracepoint("sched", "sched_process_exit").is_ok()).ok_or(error)
+            mounted
+                .filter(|tracefs| tracefs.tracepoint("sched", "sched_process_exit").is_ok())
+                .ok_or_else(|| explained(error))
         })
     }
 
@@ -55,5 +57,16 @@ impl Tracefs {
         // SAFETY: a descriptor that was just opened and belongs to nobody else.
         unsafe { File::from_raw_fd(fd) }.read_to_string(&mut text)?;
         text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not a number"))
+    }
+}
+
+/// What to do about an error, where that is known.
+fn explained(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            let remedy = format!("mount it at {}, or grant CAP_SYS_ADMIN", MOUNTED[0]);
+            io::Error::new(error.kind(), format!("not mounted, and mounting it is not permitted: {remedy}"))
+        }
+        _ => error,
     }
 }

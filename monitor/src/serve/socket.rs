@@ -46,6 +46,16 @@ pub enum ClaimError {
         /// Its name.
         group: String,
     },
+    /// The group is not one of the agent's, and it may not give files to others.
+    #[error("cannot give {} to the group {gid}: grant CAP_CHOWN, or have the agent be a member of it", path.display())]
+    Group {
+        /// The socket.
+        path: PathBuf,
+        /// The group.
+        gid: u32,
+        /// Why it failed.
+        source: io::Error,
+    },
     /// A file operation failed.
     #[error("cannot {action} {}: run as root, or choose another path with --socket", path.display())]
     File {
@@ -108,7 +118,7 @@ impl Claim {
         refuse_occupied(&path)?;
         remove_if_there(&temporary).map_err(file_error("remove", &temporary))?;
         let socket = UnixListener::bind(&temporary).map_err(file_error("create a socket at", &temporary))?;
-        let placed = place(&temporary, &path, access).map_err(file_error("create the socket", &path));
+        let placed = place(&temporary, &path, access);
         if placed.is_err() {
             let _ = fs::remove_file(&temporary);
         }
@@ -136,14 +146,17 @@ impl Drop for Listener {
 }
 
 /// Gives the new socket its rights, then its name; returns its device and inode.
-fn place(temporary: &Path, path: &Path, access: Access) -> io::Result<(u64, u64)> {
+fn place(temporary: &Path, path: &Path, access: Access) -> Result<(u64, u64), ClaimError> {
     if let Some(gid) = access.gid {
-        std::os::unix::fs::chown(temporary, None, Some(gid))?;
+        let given = std::os::unix::fs::chown(temporary, None, Some(gid));
+        given.map_err(|source| ClaimError::Group { path: path.to_owned(), gid, source })?;
     }
-    fs::set_permissions(temporary, Permissions::from_mode(0o660))?;
-    let file = fs::symlink_metadata(temporary)?;
-    fs::rename(temporary, path)?;
-    Ok((file.dev(), file.ino()))
+    let placed = fs::set_permissions(temporary, Permissions::from_mode(0o660)).and_then(|()| {
+        let file = fs::symlink_metadata(temporary)?;
+        fs::rename(temporary, path)?;
+        Ok((file.dev(), file.ino()))
+    });
+    placed.map_err(file_error("create the socket", path))
 }
 
 /// An exclusive lock on the file beside the socket that names the owner. Dropping it removes the file.
