@@ -36,6 +36,8 @@ pub struct Config {
     pub exited: Exited,
     /// The agent's measuring of itself.
     pub cost: Cost,
+    /// What is recorded.
+    pub record: Record,
     /// Calls of at least this many bytes are told as events.
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
@@ -51,6 +53,17 @@ pub struct Exited {
     pub keep: Duration,
     /// How many at most.
     pub limit: u32,
+}
+
+/// What is recorded, and how much of it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// A file, or a directory; none for no recording.
+    pub path: Option<String>,
+    /// Its size at most, of all files together.
+    pub max_bytes: u64,
+    /// What is older than this is deleted from a directory.
+    pub keep: Duration,
 }
 
 /// When the run time of the kernel programs is measured.
@@ -99,6 +112,7 @@ impl Default for Config {
             kernel_log: LevelFilter::Warn,
             exited: Exited { keep: Duration::from_secs(60), limit: 8192 },
             cost: Cost { window: Duration::from_secs(1), every: Duration::from_secs(60) },
+            record: Record { path: None, max_bytes: 256 << 20, keep: Duration::from_secs(24 * 3600) },
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
             sources: Default::default(),

@@ -5,6 +5,8 @@
 pub mod units;
 pub mod ids;
 pub mod time;
+pub mod constant;
+pub mod raw;
 pub mod source;
 pub mod config;
 pub mod cost;
@@ -15,6 +17,7 @@ pub mod kernel;
 pub mod decode;
 pub mod sample;
 pub mod model;
+pub mod history;
 pub mod collect;
 pub mod doctor;
 pub mod serve;

@@ -81,6 +81,15 @@ fn general() -> Vec<Key> {
         key(Some("cost"), "every", "how often it is measured; \"0s\" for never", |c| {
             Slot::Duration(&mut c.cost.every, Duration::ZERO..=24 * HOUR)
         }),
+        key(Some("record"), "path", "a file or directory to record to; empty for none", |c| {
+            Slot::Name(&mut c.record.path)
+        }),
+        key(Some("record"), "max_bytes", "the most that is kept of a recording: a file stops there", |c| {
+            Slot::Bytes(&mut c.record.max_bytes, 1 << 20..=1 << 40)
+        }),
+        key(Some("record"), "keep", "how long what a directory holds is kept", |c| {
+            Slot::Duration(&mut c.record.keep, HOUR / 60..=24 * 365 * HOUR)
+        }),
     ]
 }
 

@@ -6,6 +6,7 @@ use super::{
     snapshot::{Cgroup, Subject},
 };
 use crate::{ids::CgroupId, time::BootTime};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -13,7 +14,8 @@ use std::{
 };
 
 /// All cgroups of the hierarchy that is charged.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Cgroups {
     accounts: Accounts<CgroupId, Cgroup>,
     parents: HashMap<CgroupId, CgroupId>,

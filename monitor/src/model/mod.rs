@@ -12,6 +12,7 @@ mod tell;
 pub mod totals;
 
 use crate::{
+    constant::{self, Name},
     event::Event,
     ids::{CgroupId, DeviceId, ProcessId},
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
@@ -22,12 +23,13 @@ use cgroups::Cgroups;
 use ledger::{Addition, Ledger};
 use monitor_common::Owner;
 use processes::Processes;
+use serde::{Deserialize, Serialize};
 use snapshot::{BlockDevice, Snapshot, Subject};
 use std::{collections::HashSet, time::Duration};
 use totals::Rates;
 
 /// How long what has ended stays visible.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Retention {
     /// Exited processes and removed cgroups stay for this long.
     pub keep: Duration,
@@ -35,12 +37,13 @@ pub struct Retention {
     pub limit: usize,
 }
 
-/// Everything known about this node.
-#[derive(Debug)]
+/// Everything known about this node. It can be written down and read back, to go on from there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Model {
     since: BootTime,
     retention: Retention,
-    hierarchy: &'static str,
+    #[serde(deserialize_with = "constant::name")]
+    hierarchy: Name,
     ledger: Ledger,
     host: Subject,
     host_added: Rates,

@@ -7,6 +7,7 @@ use crate::{
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     time::BootTime,
 };
+use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
 
 /// Everything known after one tick.
@@ -39,7 +40,8 @@ pub struct Snapshot {
 }
 
 /// What is counted of anything.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Subject {
     /// Since the agent started.
     pub totals: Totals,
@@ -48,7 +50,7 @@ pub struct Subject {
 }
 
 /// One process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Process {
     /// Which.
     pub id: ProcessId,
@@ -71,7 +73,7 @@ pub struct Process {
 }
 
 /// Whether a process lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessState {
     /// It does.
     Running,
@@ -87,7 +89,7 @@ pub enum ProcessState {
 }
 
 /// A root process with all its descendants in the same cgroup tree.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tree {
     /// The root process; it may have exited.
     pub root: ProcessId,
@@ -108,7 +110,7 @@ pub struct Tree {
 }
 
 /// One cgroup, with everything below it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cgroup {
     /// kernfs id; 0 where only the path is known.
     pub id: CgroupId,
@@ -123,7 +125,7 @@ pub struct Cgroup {
 }
 
 /// One block device.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BlockDevice {
     /// Which.
     pub id: DeviceId,

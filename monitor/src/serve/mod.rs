@@ -10,6 +10,7 @@ mod fields;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod problem;
+mod recorded;
 mod routes;
 mod select;
 mod server;
@@ -18,5 +19,6 @@ mod socket;
 mod tests;
 mod view;
 
+pub use recorded::answer_recorded;
 pub use server::{State, serve};
 pub use socket::{Claim, ClaimError, Listener, claim};

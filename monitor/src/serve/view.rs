@@ -6,6 +6,7 @@ use super::fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_
 use crate::{
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, MissingProgram, Refusal, SourceCoverage, State},
+    history::{Identity, Told},
     ids::{CgroupId, Tgid},
     model::snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
     source::Source,
@@ -309,25 +310,27 @@ pub(super) struct ListView<'a> {
 pub(super) struct HealthView<'a> {
     status: &'static str,
     reasons: Vec<String>,
-    version: &'static str,
-    pid: u32,
+    #[serde(flatten)]
+    agent: Identity,
     uptime_seconds: f64,
     time_ns: BootTime,
+    recording: Option<Told>,
     cost: CostView<'a>,
     coverage: CoverageView<'a>,
 }
 
 impl<'a> HealthView<'a> {
-    /// Of the last snapshot, seen at `now`.
-    pub(super) fn of(snapshot: &'a Snapshot, now: BootTime) -> Self {
-        let reasons = reasons(snapshot, now);
+    /// Of the last snapshot of an agent, seen at `now`.
+    pub(super) fn of(snapshot: &'a Snapshot, now: BootTime, agent: Identity, recording: Option<Told>) -> Self {
+        let mut reasons = reasons(snapshot, now);
+        reasons.extend(recording.iter().flat_map(Told::reasons));
         Self {
             status: if reasons.is_empty() { "ok" } else { "degraded" },
             reasons,
-            version: env!("CARGO_PKG_VERSION"),
-            pid: std::process::id(),
+            agent,
             uptime_seconds: now.since(snapshot.since).as_secs_f64(),
             time_ns: snapshot.time,
+            recording,
             cost: CostView::of(&snapshot.cost),
             coverage: CoverageView(&snapshot.coverage),
         }
