@@ -10,6 +10,7 @@ mod command_line;
 mod lifecycle;
 mod maps;
 mod page_fault;
+mod recording;
 mod rings;
 mod shutdown;
 mod snapshot;

@@ -2,11 +2,7 @@
 
 use super::{run::run_agent, settings::Settings};
 use crate::units::parse_duration;
-use std::{
-    path::PathBuf,
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 /// Where to record when nothing says so.
 const DEFAULT_PATH: &str = "monitor.rec";

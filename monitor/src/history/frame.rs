@@ -183,7 +183,9 @@ mod tests {
         let title = title();
         let own = env!("CARGO_PKG_VERSION").to_owned();
         assert_eq!(parse_title(format!("{title}rest").as_bytes()), Some((FORMAT, own, title.len())));
-        for other in ["", "monitor", "monitor recording x, written by monitor 1\n", "monitor recording 1, written by monitor 1"] {
+        for other in
+            ["", "monitor", "monitor recording x, written by monitor 1\n", "monitor recording 1, written by monitor 1"]
+        {
             assert_eq!(parse_title(other.as_bytes()), None, "{other}");
         }
     }

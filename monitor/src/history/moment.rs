@@ -2,7 +2,7 @@
 
 use super::frame::Head;
 use crate::units::parse_duration;
-use jiff::{Timestamp, fmt::strtime};
+use jiff::{Timestamp, fmt::strtime, tz::TimeZone};
 use std::{
     str::FromStr,
     time::{Duration, SystemTime},
@@ -75,7 +75,7 @@ pub(super) fn name(time: SystemTime) -> String {
 /// When the segment of a name begins; none for other names.
 pub(super) fn parse_name(name: &str) -> Option<SystemTime> {
     let time = strtime::parse(NAME, name).ok()?.to_datetime().ok()?;
-    Some(time.in_tz("UTC").ok()?.timestamp().into())
+    Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp().into())
 }
 
 #[cfg(test)]

@@ -128,3 +128,33 @@ fn wall_time_ns(time: BootTime) -> u64 {
     let age = BootTime::now().since(time);
     u64::try_from(since.saturating_sub(age).as_nanos()).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Retention;
+
+    #[test]
+    fn a_full_queue_loses_samples_and_goes_on_with_a_chapter() {
+        let (messages, queue) = mpsc::sync_channel(QUEUE);
+        let status = Arc::new(Status::new("/nowhere".into()));
+        let thread = thread::spawn(|| {});
+        let mut recorder = Recorder { messages, ended: mpsc::channel().1, thread, status, is_whole: false };
+        let model = Model::new(BootTime(0), Retention { keep: Duration::ZERO, limit: 0 }, "v2");
+        let sample = Arc::new(Sample::default());
+        recorder.begin_chapter_if_due(&model);
+        (0..QUEUE + 9).for_each(|_| recorder.sample(&sample));
+        recorder.snapshot(BootTime(1));
+        assert_eq!(recorder.status().told().lost_samples_total, 10);
+        assert!(recorder.status().told().reasons().any(|reason| reason == "recording has lost 10 samples"));
+        assert_eq!(queue.try_iter().count(), QUEUE);
+
+        recorder.sample(&sample);
+        assert_eq!(queue.try_iter().count(), 0, "nothing may follow a gap but a checkpoint");
+        recorder.begin_chapter_if_due(&model);
+        recorder.sample(&sample);
+        assert!(matches!(queue.try_recv(), Ok(Message::Checkpoint { .. })));
+        assert!(matches!(queue.try_recv(), Ok(Message::Sample(_))));
+        assert_eq!(recorder.status().told().lost_samples_total, 11);
+    }
+}

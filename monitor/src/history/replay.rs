@@ -148,7 +148,7 @@ impl Recording {
     fn nothing_there(&self) -> Error {
         let path = self.path.clone();
         let mut times = self.frames.iter().filter_map(|frame| frame.head.time_ns());
-        match (times.next(), times.last()) {
+        match (times.next(), times.next_back()) {
             (None, _) => Error::Empty { path },
             (Some(begin), end) => {
                 let (begin, end) = (moment::show(begin), moment::show(end.unwrap_or(begin)));

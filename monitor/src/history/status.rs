@@ -40,7 +40,8 @@ impl Told {
     /// What is not as it should be, a line each.
     pub fn reasons(&self) -> impl Iterator<Item = String> {
         let stopped = self.stopped.as_ref().map(|reason| format!("recording has stopped: {reason}"));
-        let lost = (self.lost_samples_total > 0).then(|| format!("recording has lost {} samples", self.lost_samples_total));
+        let lost =
+            (self.lost_samples_total > 0).then(|| format!("recording has lost {} samples", self.lost_samples_total));
         stopped.into_iter().chain(lost)
     }
 }

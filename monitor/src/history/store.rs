@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn what_is_older_than_wanted_goes_and_what_reaches_into_it_stays() {
         let directory = tempfile::tempdir().unwrap();
-        let hours = |hours| SystemTime::now() - Duration::from_secs(hours * 3600);
+        let hours = |hours: u64| SystemTime::now() - Duration::from_secs(hours * 3600);
         for began in [hours(30), hours(20), hours(2), hours(0)] {
             fs::write(directory.path().join(format!("{}.{EXTENSION}", moment::name(began))), "x").unwrap();
         }

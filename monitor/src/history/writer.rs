@@ -1,11 +1,6 @@
 //! The thread that writes a recording: entries into frames, frames into files, and what to do when the disk refuses.
 
-use super::{
-    Checkpoint, Entry, Error, Origin, Status,
-    counters::Books,
-    frame::Chain,
-    store::Store,
-};
+use super::{Checkpoint, Entry, Error, Origin, Status, counters::Books, frame::Chain, store::Store};
 use crate::{
     model::Model,
     sample::{Harvest, Sample},

@@ -1,6 +1,10 @@
 //! The whole server on a real socket, asked by plain bytes: what is answered, to whom, and how it ends.
 
-use super::{claim, fixtures, routes::{ENDPOINTS, Origin, Shared}, server};
+use super::{
+    claim, fixtures,
+    routes::{ENDPOINTS, Origin, Shared},
+    server,
+};
 use crate::{
     event::{Event, Kind},
     event_log::EventLog,
