@@ -258,6 +258,8 @@ fn each_of_several_submitters_is_charged_its_own_whoever_issues() -> Result<()> 
     let told = |workload: &Workload| Stat::told(&agent.process(workload.pid())?);
     for scheduler in ["none", "mq-deadline"] {
         device.set_queue("scheduler", scheduler)?;
+        // A request that is merged from those of several is charged to the first.
+        device.set_queue("nomerges", "2")?;
         let watched = Watched::start(&agent, &device)?;
         let before: Vec<Stat> = workloads.iter().map(told).collect::<Result<_>>()?;
         for (workload, bytes) in workloads.iter_mut().zip(sizes) {

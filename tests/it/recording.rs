@@ -13,7 +13,7 @@ use std::{
 use tempfile::TempDir;
 use tests::{
     Agent, Machine, Workload, agent,
-    clock::{PATIENCE, boot_ns, wait_until},
+    clock::{PATIENCE, boot_ns, slowness, wait_until},
     expect, json,
 };
 
@@ -173,7 +173,9 @@ fn the_record_command_says_where_and_how_much_and_keeps_it_private() -> Result<(
     let directory = tempfile::tempdir()?;
     let (path, name) = recording_in(&directory);
     let socket = directory.path().join("m.sock");
-    let output = agent::run(&["record", "--for", "2s", "--socket", &socket.to_string_lossy(), &name])?;
+    // Starting counts, too.
+    let time = format!("{}s", 6 * slowness());
+    let output = agent::run(&["record", "--for", &time, "--socket", &socket.to_string_lossy(), &name])?;
     let words = String::from_utf8_lossy(&output.stderr);
     expect::exactly("exit code", output.status.code(), Some(0))?;
     ensure!(output.stdout.is_empty(), "it shows something: {}", String::from_utf8_lossy(&output.stdout));
@@ -182,7 +184,8 @@ fn the_record_command_says_where_and_how_much_and_keeps_it_private() -> Result<(
     let (begin, _) = asked(&path, &["--at=-1s", "/v1/snapshot"])?;
     let (begin, end): (Value, Value) = (serde_json::from_str(&begin)?, snapshot_of(&path)?.0);
     let apart = json::count(&end, "time_ns")? - json::count(&begin, "time_ns")?;
-    expect::between("nanoseconds between the end and a second before", 1_000_000_000, apart, 2_500_000_000)
+    let most = 2_500_000_000 * u64::from(slowness());
+    expect::between("nanoseconds between the end and a second before", 1_000_000_000, apart, most)
 }
 
 #[test]
