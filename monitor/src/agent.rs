@@ -14,6 +14,7 @@ use crate::{
     config::Config,
     doctor,
     event_log::{DEFAULT_CAPACITY, EventLog},
+    history::{Identity, Limits, Origin, Recorder},
     kernel::{attach::Loader, support::Support},
     model::{Model, Retention, snapshot::Snapshot},
     output::console::Console,
@@ -24,7 +25,7 @@ use crate::{
     time::BootTime,
 };
 use anyhow::Context;
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
@@ -63,7 +64,12 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
     let (shutdown, ending) = watch::channel(false);
     let listener = claim.listen()?;
-    let state = serve::State { snapshots: latest.clone(), events: agent.events.clone(), doctor: agent.report.clone() };
+    let state = serve::State {
+        snapshots: latest.clone(),
+        events: agent.events.clone(),
+        doctor: agent.report.clone(),
+        recording: agent.recorder.as_ref().map(Recorder::status),
+    };
     let server = tokio::spawn(serve::serve(listener, state, ending.clone()));
     let console = config.console.then(|| {
         let console = Console::new(&config.socket);
@@ -75,6 +81,9 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     service::ending();
 
     shutdown.send_replace(true);
+    if let Some(recorder) = agent.recorder.take() {
+        tokio::task::block_in_place(|| recorder.finish());
+    }
     server.await.context("the server ended badly")?;
     if let Some(console) = console {
         // It may be stuck in a terminal that was stopped, or a pipe that nobody empties: that must not keep the agent.
@@ -100,6 +109,7 @@ struct Agent {
     meter: CostMeter,
     gpus: GpuReader,
     events: Arc<EventLog>,
+    recorder: Option<Recorder>,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to compare the model with /proc and cgroupfs; none while records tell everything.
@@ -128,13 +138,14 @@ impl Agent {
             meter: CostMeter::default(),
             gpus: GpuReader::new(config),
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
+            recorder: start_recorder(config, &report)?,
             report: Arc::new(report),
             lost_before: 0,
             sweep_at: None,
         })
     }
 
-    /// The first snapshot: everything that was there before the agent.
+    /// The first snapshot: everything that was there before the agent. A recording begins after it was named.
     fn begin(&mut self) -> Snapshot {
         let survey = Sample { time: BootTime::now(), found: lifecycle::survey(&self.cgroups), ..Sample::default() };
         self.model.take(&survey);
@@ -179,7 +190,9 @@ impl Agent {
 
     fn take_moments(&mut self) {
         let sample = Sample { time: BootTime::now(), moments: self.collector.moments(), ..Sample::default() };
-        self.take(sample);
+        if !sample.moments.is_empty() {
+            self.take(sample);
+        }
     }
 
     fn between_ticks(&mut self) {
@@ -195,6 +208,9 @@ impl Agent {
     }
 
     fn tick(&mut self) -> Snapshot {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.begin_chapter_if_due(&self.model);
+        }
         let mut sample = self.read();
         sample.coverage = Arc::new(self.collector.coverage());
         sample.cost = Arc::new(self.meter.read(&self.collector, sample.time));
@@ -203,6 +219,9 @@ impl Agent {
         // Only now: who is there, and what of it moved, is in the sample.
         let readings = self.node.read(&self.model, sample.time);
         self.take(Sample { time: sample.time, readings, ..Sample::default() });
+        if let Some(recorder) = &mut self.recorder {
+            recorder.snapshot(sample.time);
+        }
         self.model.snapshot(&sample)
     }
 
@@ -233,21 +252,47 @@ impl Agent {
         Sample { time, counters, moments: self.collector.moments(), ..Sample::default() }
     }
 
-    /// Looks up what nobody knows, takes the sample in, tells its events, and lets the kernel forget what has ended.
-    fn take(&mut self, mut sample: Sample) -> Sample {
+    /// Looks up what nobody knows, takes the sample in, records it, tells its events, and lets the kernel forget what has
+    /// ended.
+    fn take(&mut self, mut sample: Sample) -> Arc<Sample> {
         let unknown = self.model.unknown(&sample);
         sample.found.extend(lifecycle::look_up(&unknown, &self.cgroups));
         sample.found.containers.extend(self.containers.find(&unknown.containers));
+        let sample = Arc::new(sample);
+        if let Some(recorder) = &mut self.recorder {
+            recorder.sample(&sample);
+        }
         let taken = self.model.take(&sample);
         for event in taken.events {
             self.events.push(event);
         }
         match self.collector.forget(&taken.harvest) {
-            Ok(()) => self.model.forget(&taken.harvest),
+            Ok(()) => {
+                self.model.forget(&taken.harvest);
+                if let Some(recorder) = &mut self.recorder {
+                    recorder.forgot(taken.harvest);
+                }
+            }
             Err(error) => log::warn!("deleting counters of exited processes: {error}"),
         }
         sample
     }
+}
+
+/// Starts to record, where the configuration says so.
+fn start_recorder(config: &Config, report: &doctor::Report) -> anyhow::Result<Option<Recorder>> {
+    let Some(path) = &config.record.path else { return Ok(None) };
+    let tell = |file: &str| std::fs::read_to_string(file).unwrap_or_default().trim().to_owned();
+    let origin = Origin {
+        agent: Identity::own(),
+        host: tell("/proc/sys/kernel/hostname"),
+        kernel_release: tell("/proc/sys/kernel/osrelease"),
+        boot_id: tell("/proc/sys/kernel/random/boot_id"),
+        tick: config.tick,
+        doctor: serde_json::to_string(report).context("the doctor's report cannot be written as JSON")?,
+    };
+    let limits = Limits { max_bytes: config.record.max_bytes, keep: config.record.keep };
+    Ok(Some(Recorder::start(Path::new(path), limits, origin)?))
 }
 
 /// What ends the agent.

@@ -46,6 +46,8 @@ pub struct Config {
     pub entry_points: Vec<String>,
     /// Where names of containers are read.
     pub containers: Containers,
+    /// What is recorded.
+    pub record: Record,
     /// Calls of at least this many bytes are told as events.
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
@@ -65,6 +67,17 @@ pub struct Exited {
     pub keep: Duration,
     /// How many at most.
     pub limit: u32,
+}
+
+/// What is recorded, and how much of it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// A file, or a directory; none for no recording.
+    pub path: Option<String>,
+    /// Its size at most, of all files together.
+    pub max_bytes: u64,
+    /// What is older than this is deleted from a directory.
+    pub keep: Duration,
 }
 
 /// When the run time of the kernel programs is measured.
@@ -154,6 +167,7 @@ impl Default for Config {
                 storage: PathBuf::from("/var/lib/containers/storage"),
                 storage_run: PathBuf::from("/run/containers/storage"),
             },
+            record: Record { path: None, max_bytes: 256 << 20, keep: Duration::from_secs(24 * 3600) },
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
             gpu_monitoring: true,

@@ -1,7 +1,10 @@
 //! What the agent itself costs: data like any other.
 
+use serde::{Deserialize, Serialize};
+
 /// What the agent costs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Cost {
     /// Processor time of the agent's process, user and system, in seconds.
     pub cpu_seconds_total: f64,
@@ -16,7 +19,7 @@ pub struct Cost {
 }
 
 /// Run time of one kernel program, measured in windows.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ProgramCost {
     /// Its name, beginning with its source's.
     pub name: String,

@@ -1,10 +1,13 @@
 //! What was live, by which rung, and what was lost. It travels with the data, so that "no data" and "zero" stay apart.
 
-use crate::source::Source;
-use serde::Serialize;
+use crate::{
+    constant::{self, Name, Names},
+    source::Source,
+};
+use serde::{Deserialize, Serialize};
 
 /// The state of every source, in the order of [`Source::ALL`].
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Coverage(pub Vec<SourceCoverage>);
 
@@ -16,22 +19,25 @@ impl Coverage {
 }
 
 /// What became of one source.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SourceCoverage {
     /// Which.
     pub source: Source,
     /// Whether it counts.
     pub state: State,
     /// The rung it was attached by.
-    pub rung: Option<&'static str>,
+    #[serde(deserialize_with = "constant::optional")]
+    pub rung: Option<Name>,
     /// The better rungs, best first, and why each was refused.
     pub refused: Vec<Refusal>,
     /// Programs of the rung that could not be attached, though it does without them, and why.
     pub missing: Vec<MissingProgram>,
     /// Numbers of this source that the rung cannot tell, by how their names begin: they are null.
-    pub cannot_tell: &'static [&'static str],
+    #[serde(deserialize_with = "constant::names")]
+    pub cannot_tell: Names,
     /// What else the rung's numbers leave out, for people.
-    pub caveats: &'static [&'static str],
+    #[serde(deserialize_with = "constant::names")]
+    pub caveats: Names,
     /// Moments (ring records) received and understood.
     pub seen_total: u64,
     /// Moments and counts lost, of whatever cause: the sum of `lost`.
@@ -41,7 +47,7 @@ pub struct SourceCoverage {
 }
 
 /// Whether a source counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// It does.
@@ -53,25 +59,27 @@ pub enum State {
 }
 
 /// A program that a live source does without.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MissingProgram {
     /// Its name.
-    pub program: &'static str,
+    #[serde(deserialize_with = "constant::name")]
+    pub program: Name,
     /// Why it is missing.
     pub reason: String,
 }
 
 /// A rung that was not used.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// Its name.
-    pub rung: &'static str,
+    #[serde(deserialize_with = "constant::name")]
+    pub rung: Name,
     /// Why not.
     pub reason: String,
 }
 
 /// Losses of one source by cause, since the agent started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     /// Records that found no room in the ring. Totals are not affected.
     pub ring_full: u64,

@@ -2,12 +2,17 @@
 //!
 //! What a GPU does not tell is none, never 0.
 
-use crate::{coverage::State, ids::Tgid, time::BootTime};
-use serde::Serialize;
+use crate::{
+    constant::{self, Name},
+    coverage::State,
+    ids::Tgid,
+    time::BootTime,
+};
+use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
 
 /// What is known of all GPUs at one moment.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum GpuReading {
     /// The configuration switched them off.
     Disabled,
@@ -28,7 +33,7 @@ pub enum GpuReading {
 }
 
 /// One physical GPU.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gpu {
     /// When it was read.
     pub time: BootTime,
@@ -59,7 +64,8 @@ pub struct Gpu {
     /// Present clock of its memory.
     pub memory_clock_hertz: Option<u64>,
     /// What holds its clocks down, by name; empty for nothing.
-    pub throttle_reasons: Option<Vec<&'static str>>,
+    #[serde(deserialize_with = "constant::optional_list")]
+    pub throttle_reasons: Option<Vec<Name>>,
     /// Its instances, where it is in MIG mode.
     pub mig: Option<Vec<MigInstance>>,
     /// Who holds memory on it, in order of pid, its instances included.
@@ -67,7 +73,7 @@ pub struct Gpu {
 }
 
 /// Memory of a GPU or an instance.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuMemory {
     /// Allocated.
     pub used_bytes: Option<u64>,
@@ -84,7 +90,7 @@ impl GpuMemory {
 }
 
 /// A part of a GPU that works as one by itself (MIG).
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MigInstance {
     /// Its number within its GPU.
     pub index: u32,
@@ -99,7 +105,7 @@ pub struct MigInstance {
 }
 
 /// A process's share of a GPU's memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuProcess {
     /// Which, in the pid namespace of the agent: the host's.
     pub pid: Tgid,
@@ -108,7 +114,7 @@ pub struct GpuProcess {
 }
 
 /// Whether GPUs are told of, and why not.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuStanding {
     /// Whether they are.
     pub state: State,

@@ -39,7 +39,7 @@ impl ProcessId {
 pub const TICK_NS: u64 = 10_000_000;
 
 /// A process for good, as exactly as all sources of information can tell it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ProcessKey {
     /// Thread-group id.
     pub tgid: Tgid,
@@ -54,7 +54,7 @@ impl From<&Owner> for ProcessId {
 }
 
 /// Device number, major << 20 | minor, as the kernel has it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct DeviceId(pub u32);
 
 impl DeviceId {

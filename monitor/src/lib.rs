@@ -5,6 +5,8 @@
 pub mod units;
 pub mod ids;
 pub mod time;
+pub mod constant;
+pub mod raw;
 pub mod source;
 pub mod privileges;
 pub mod service;
@@ -19,6 +21,7 @@ pub mod decode;
 pub mod reading;
 pub mod sample;
 pub mod model;
+pub mod history;
 pub mod collect;
 pub mod doctor;
 pub mod serve;

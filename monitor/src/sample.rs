@@ -5,21 +5,25 @@ use crate::{
     coverage::Coverage,
     gpu::GpuReading,
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    raw,
     reading::Readings,
     time::BootTime,
 };
 use bytes::Bytes;
 use monitor_common::{Owner, address_space, block_io, page_fault, record::Command};
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// What was read at one moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Sample {
     /// When the reading began.
     pub time: BootTime,
     /// Ring records since the sample before, in order of time.
     pub moments: Vec<Moment>,
     /// The kernel's counters; none where only the rings were emptied.
+    #[serde(skip)] // Recorded as what changed in them: `history::counters`.
     pub counters: Option<Counters>,
     /// What had to be looked up because records could not tell.
     pub found: Found,
@@ -34,7 +38,7 @@ pub struct Sample {
 }
 
 /// The kernel's counters, cumulative for as long as a key stays in its map. Empty for sources that are not live.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     /// Faults by owner.
     pub page_faults: Vec<(Owner, page_fault::Counts)>,
@@ -47,7 +51,7 @@ pub struct Counters {
 }
 
 /// One ring record, decoded.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Moment {
     /// When it happened.
     pub time: BootTime,
@@ -56,11 +60,12 @@ pub struct Moment {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum What {
     /// A process was made.
     Fork {
         /// The new process.
+        #[serde(with = "raw")]
         child: Owner,
         /// Who made it.
         parent: ProcessId,
@@ -70,6 +75,7 @@ pub enum What {
     /// A process became another program.
     Exec {
         /// Which.
+        #[serde(with = "raw")]
         owner: Owner,
         /// Its new name.
         command: Command,
@@ -81,6 +87,7 @@ pub enum What {
     /// A process's last thread has gone.
     Exit {
         /// Which.
+        #[serde(with = "raw")]
         owner: Owner,
         /// As wait(2) gives it.
         wait_status: u32,
@@ -90,12 +97,13 @@ pub enum What {
     /// The kernel chose a process to kill for want of memory.
     OomVictim {
         /// Which.
+        #[serde(with = "raw")]
         owner: Owner,
         /// Its name.
         command: Command,
     },
     /// A process was moved; the owner has the cgroup it is in now.
-    Moved(Owner),
+    Moved(#[serde(with = "raw")] Owner),
     /// A cgroup was made.
     CgroupMade(CgroupId, Arc<str>),
     /// A cgroup was renamed.
@@ -103,13 +111,14 @@ pub enum What {
     /// A cgroup was removed.
     CgroupRemoved(CgroupId, Arc<str>),
     /// A large or failed call of mmap, munmap, mremap or brk.
-    AddressSpace(address_space::Call),
+    AddressSpace(#[serde(with = "raw")] address_space::Call),
     /// A slow or failed I/O.
-    BlockIo(block_io::Completion),
+    BlockIo(#[serde(with = "raw")] block_io::Completion),
 }
 
 /// Answers of /proc, cgroupfs and /sys to what records could not tell.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Found {
     /// Processes nobody had heard of.
     pub processes: Vec<FoundProcess>,
@@ -138,7 +147,7 @@ impl Found {
 }
 
 /// A process as /proc shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundProcess {
     /// Which. Its start time is exact to a clock tick only, unless the kernel's counters had named it.
     pub id: ProcessId,
@@ -155,7 +164,7 @@ pub struct FoundProcess {
 }
 
 /// What the files of container runtimes and of the kubelet tell of a container.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundContainer {
     /// Its id: 64 hexadecimal digits.
     pub id: Arc<str>,
@@ -195,7 +204,7 @@ impl FoundContainer {
 }
 
 /// Who runs a container.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Runtime {
     /// Docker.
     Docker,
@@ -233,14 +242,27 @@ pub struct Unknown {
 }
 
 /// Counters that will not change any more and have been taken in: the kernel may forget them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Harvest {
     /// Keys of page faults.
+    #[serde(with = "raw::list")]
     pub page_faults: Vec<Owner>,
     /// Keys of address-space calls.
+    #[serde(with = "raw::list")]
     pub address_spaces: Vec<Owner>,
     /// Keys of block I/O.
+    #[serde(with = "raw::list")]
     pub block_io: Vec<block_io::Key>,
     /// Keys of its latencies.
+    #[serde(with = "raw::list")]
     pub block_latencies: Vec<block_io::Bucket>,
+}
+
+impl Harvest {
+    /// Whether there is nothing to forget.
+    pub fn is_empty(&self) -> bool {
+        let Self { page_faults, address_spaces, block_io, block_latencies } = self;
+        page_faults.is_empty() && address_spaces.is_empty() && block_io.is_empty() && block_latencies.is_empty()
+    }
 }

@@ -1,10 +1,10 @@
 //! Time inside the agent is the boot clock, in nanoseconds; wall time only appears where people read it.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// A moment of the boot clock (`CLOCK_BOOTTIME`), which counts from boot and goes on through suspend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BootTime(pub u64);
 

@@ -27,7 +27,7 @@ fn outcome(command: &mut Command) -> (Option<i32>, String, String) {
 
 #[test]
 fn help_teaches_by_examples() {
-    for command in ["run", "query", "config"] {
+    for command in ["run", "record", "query", "config"] {
         let (code, out, _) = outcome(&mut monitor(&[command, "--help"]));
         assert_eq!(code, Some(0));
         assert!(out.contains("Examples:"), "{command}: {out}");

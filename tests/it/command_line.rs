@@ -96,7 +96,7 @@ fn help_teaches_every_command() -> Result<()> {
     let output = agent::run(&["--help"])?;
     expect::exactly("exit code", output.status.code(), Some(0))?;
     let help = String::from_utf8(output.stdout)?;
-    for command in ["run", "query", "doctor", "config"] {
+    for command in ["run", "record", "query", "doctor", "config"] {
         ensure!(help.contains(command), "--help does not name {command}:\n{help}");
         let output = agent::run(&[command, "--help"])?;
         ensure!(output.status.success() && !output.stdout.is_empty(), "{command} --help says nothing");

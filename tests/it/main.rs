@@ -18,6 +18,7 @@ mod maps;
 mod page_fault;
 #[cfg(not(feature = "vm"))]
 mod privileges;
+mod recording;
 mod rings;
 #[cfg(not(feature = "vm"))]
 mod service;

@@ -3,6 +3,7 @@
 mod config;
 mod doctor;
 mod query;
+mod record;
 mod run;
 mod settings;
 
@@ -33,6 +34,7 @@ Examples:
   sudo monitor run --quiet --tick 500ms        run it for others to ask, twice a second
   monitor query '/v1/trees?sort=page_faults.per_second&limit=5'
   monitor query '/v1/events?follow=true'       what happens, as it happens
+  sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
   monitor doctor                               what this kernel offers, and what is missing
 
 Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration; doctor: 3 this kernel can serve no source.";
@@ -40,6 +42,7 @@ Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration; doctor
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Arguments),
+    Record(record::Arguments),
     Query(query::Arguments),
     Doctor(doctor::Arguments),
     Config(config::Arguments),
@@ -48,9 +51,10 @@ enum Command {
 /// Runs the command line and tells its exit code.
 pub fn main() -> ExitCode {
     let Arguments { command } = Arguments::parse();
-    start_log(matches!(command, Command::Run(_)));
+    start_log(matches!(command, Command::Run(_) | Command::Record(_)));
     let result = match command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Record(arguments) => record::run(arguments),
         Command::Query(arguments) => query::run(&arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Config(arguments) => config::run(arguments),

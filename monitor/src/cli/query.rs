@@ -1,12 +1,16 @@
-//! `monitor query`: asks the agent at its socket, and prints the answer as it comes.
+//! `monitor query`: asks the agent at its socket, or a recording, and prints the answer as it comes.
 
 use super::{settings::Socket, written};
-use crate::output::{json::Pretty, wants_colour};
+use crate::{
+    history::{At, Recording},
+    output::{json::Pretty, wants_colour},
+    serve,
+};
 use anyhow::{Context as _, bail};
 use axum::body::Body;
 use hyper::{
     Request, Response, StatusCode, Uri,
-    body::{Body as _, Bytes, Incoming},
+    body::{Body as HttpBody, Bytes},
     client::conn::http1,
     header,
 };
@@ -14,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use std::{
     future::poll_fn,
     io::{self, IsTerminal as _, Write},
-    path::Path,
+    path::{Path, PathBuf},
     pin::Pin,
     process::ExitCode,
 };
@@ -23,7 +27,7 @@ use tokio::net::UnixStream;
 /// The most that is read of an answer that is an error.
 const PROBLEM_BYTES_MAX: usize = 64 << 10;
 
-/// Ask the running agent and print its answer: indented on a terminal, as it comes elsewhere.
+/// Ask the running agent, or a recording, and print the answer: indented on a terminal, as it comes elsewhere.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,13 +35,23 @@ Examples:
   monitor query '/v1/trees?sort=page_faults.per_second&limit=5'
   monitor query '/v1/processes?cgroup=/system.slice&sort=block_io.read_bytes_total'
   monitor query '/v1/events?follow=true'               what happens, as it happens
-  monitor query /v1/health | jq .cost")]
+  monitor query /v1/health | jq .cost
+  monitor query --from night.rec '/v1/trees?sort=page_faults.per_second'       at the recording's end
+  monitor query --from /var/lib/monitor --at 2026-11-21T03:17:00+01:00 /v1/snapshot
+  monitor query --from night.rec --at=-10m /v1/events  what happened until ten minutes before the end")]
 pub(super) struct Arguments {
     /// What to ask for, with its parameters; quote it, as & and ? mean something to the shell.
     #[arg(value_name = "PATH", value_parser = path_and_query)]
     path: Uri,
     #[command(flatten)]
     socket: Socket,
+    /// Ask this recording, a file or a directory, instead of the running agent.
+    #[arg(long, value_name = "FILE|DIR", conflicts_with = "socket")]
+    from: Option<PathBuf>,
+    /// The moment of the recording: a time such as 2026-11-21T14:30:00Z or @1795271400, or -30s before its end [default: its
+    /// end]. The last snapshot until then answers.
+    #[arg(long, value_name = "TIME", requires = "from", allow_hyphen_values = true)]
+    at: Option<At>,
 }
 
 fn path_and_query(text: &str) -> Result<Uri, String> {
@@ -46,12 +60,30 @@ fn path_and_query(text: &str) -> Result<Uri, String> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let socket = arguments.socket.load()?.config.socket;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let terminal = io::stdout().is_terminal();
     let printer = terminal.then(|| Pretty::new(wants_colour()));
-    runtime.block_on(ask(&socket, &arguments.path, printer, &mut io::stdout()))?;
+    let (path, out) = (&arguments.path, &mut io::stdout());
+    match &arguments.from {
+        Some(from) => runtime.block_on(ask_recording(from, arguments.at.unwrap_or_default(), path, printer, out))?,
+        None => runtime.block_on(ask(&arguments.socket.load()?.config.socket, path, printer, out))?,
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Asks a recording as [`ask`] asks an agent. What of it cannot be read is told on standard error.
+async fn ask_recording(
+    from: &Path,
+    at: At,
+    path: &Uri,
+    printer: Option<Pretty>,
+    out: &mut impl Write,
+) -> anyhow::Result<()> {
+    let recording = Recording::open(from)?;
+    recording.remarks().iter().for_each(|remark| log::warn!("{remark}"));
+    let recorded = recording.replay(at, path.path() == "/v1/events")?;
+    let response = serve::answer_recorded(recorded, path).await;
+    tell(response, printer, out).await.with_context(|| format!("asking {} for {path}", from.display()))
 }
 
 /// Asks, and writes the answer to `out`, by the printer where there is one. Error answers become errors.
@@ -61,7 +93,7 @@ async fn ask(socket: &Path, path: &Uri, printer: Option<Pretty>, out: &mut impl 
     let conversation = async {
         let request = Request::get(path).header(header::HOST, "localhost").body(Body::empty())?;
         let response = sender.send_request(request).await?;
-        if response.status() == StatusCode::OK { print(response, printer, out).await } else { fail(response).await }
+        tell(response, printer, out).await
     };
     let conversation = async { conversation.await.with_context(|| format!("asking {} for {path}", socket.display())) };
     tokio::pin!(connection, conversation);
@@ -84,7 +116,16 @@ fn unanswered(socket: &Path, error: io::Error) -> anyhow::Error {
     anyhow::Error::new(error).context(remedy)
 }
 
-async fn print(response: Response<Incoming>, printer: Option<Pretty>, out: &mut impl Write) -> anyhow::Result<()> {
+/// A body as it comes from a socket, or from the endpoints themselves.
+trait Answer: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Unpin {}
+
+impl<B: HttpBody<Data = Bytes, Error: std::error::Error + Send + Sync + 'static> + Unpin> Answer for B {}
+
+async fn tell(response: Response<impl Answer>, printer: Option<Pretty>, out: &mut impl Write) -> anyhow::Result<()> {
+    if response.status() == StatusCode::OK { print(response, printer, out).await } else { fail(response).await }
+}
+
+async fn print(response: Response<impl Answer>, printer: Option<Pretty>, out: &mut impl Write) -> anyhow::Result<()> {
     let is_document = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     let mut printer = printer.filter(|_| is_document);
     let mut body = response.into_body();
@@ -105,7 +146,7 @@ async fn print(response: Response<Incoming>, printer: Option<Pretty>, out: &mut 
 }
 
 /// Turns an error answer into one line.
-async fn fail(response: Response<Incoming>) -> anyhow::Result<()> {
+async fn fail(response: Response<impl Answer>) -> anyhow::Result<()> {
     let status = response.status();
     let mut body = response.into_body();
     let mut text = Vec::new();
@@ -120,7 +161,7 @@ async fn fail(response: Response<Incoming>) -> anyhow::Result<()> {
 }
 
 /// The next piece of a body.
-async fn next(body: &mut Incoming) -> hyper::Result<Option<Bytes>> {
+async fn next<B: Answer>(body: &mut B) -> Result<Option<Bytes>, B::Error> {
     loop {
         match poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await.transpose()? {
             Some(frame) => {

@@ -1,7 +1,7 @@
 //! `monitor run`: the agent.
 
 use super::settings::Settings;
-use crate::{agent, privileges, serve, units::parse_duration};
+use crate::{agent, config::Config, privileges, serve, units::parse_duration};
 use anyhow::Context as _;
 use std::{process::ExitCode, time::Duration};
 
@@ -17,6 +17,7 @@ Examples:
   sudo monitor run                                     until Ctrl-C
   sudo monitor run --for 10s --socket /tmp/m.sock      for ten seconds, with a socket of its own
   sudo monitor run --quiet --socket-group wheel        as a service that members of wheel may ask
+  sudo monitor run --quiet --record /var/lib/monitor/  and keep a day of it, for `monitor query --from`
   sudo monitor run --set block_io.slow=20ms --set page_fault.enabled=false
 
 Settings come from defaults, then --config, then MONITOR_… variables, then flags; `monitor config` lists all of them.")]
@@ -31,6 +32,11 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let mut config = arguments.settings.load()?.config;
     config.run_for = arguments.run_for;
+    run_agent(config)
+}
+
+/// Runs an agent until its end.
+pub(super) fn run_agent(config: Config) -> anyhow::Result<ExitCode> {
     let claim = serve::claim(&config.socket, config.socket_group.as_deref())?;
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(WORKERS).enable_all();

@@ -42,6 +42,10 @@ pub(super) struct Settings {
     /// Show nothing on standard output.
     #[arg(long)]
     quiet: bool,
+    /// Record what is read to this file, which stops at record.max_bytes [256MiB], or directory (a name that ends with a
+    /// slash), which keeps the newest; `monitor query --from` asks it.
+    #[arg(long, value_name = "FILE|DIR")]
+    record: Option<PathBuf>,
 }
 
 impl Source {
@@ -77,6 +81,7 @@ impl Settings {
             self.socket_group.as_deref().map(|group| flag("socket_group", group, "--socket-group")),
             self.tick.as_deref().map(|tick| flag("tick", tick, "--tick")),
             self.quiet.then(|| flag("console", "false", "--quiet")),
+            self.record.as_deref().map(|path| flag("record.path", &text(path), "--record")),
         ];
         self.source.load_with(flags.into_iter().flatten().collect())
     }

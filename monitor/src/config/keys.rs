@@ -124,6 +124,15 @@ fn general() -> Vec<Key> {
         key(Some("containers"), "storage_run", "what of it a reboot empties (runroot)", |c| {
             Slot::Path(&mut c.containers.storage_run)
         }),
+        key(Some("record"), "path", "a file or directory to record to; empty for none", |c| {
+            Slot::Name(&mut c.record.path)
+        }),
+        key(Some("record"), "max_bytes", "the most that is kept of a recording: a file stops there", |c| {
+            Slot::Bytes(&mut c.record.max_bytes, 1 << 20..=1 << 40)
+        }),
+        key(Some("record"), "keep", "how long what a directory holds is kept", |c| {
+            Slot::Duration(&mut c.record.keep, HOUR / 60..=24 * 365 * HOUR)
+        }),
     ]
 }
 

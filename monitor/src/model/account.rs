@@ -1,6 +1,7 @@
 //! A subject's account: totals that only grow, and what was added during the tick that is under way.
 
 use super::{ledger::Addition, snapshot::Subject, totals::Rates};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -15,7 +16,7 @@ pub(super) trait Counted: Clone {
 }
 
 /// One account. Readers keep what they hold: a writer copies what is held before it writes.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Account<T> {
     pub(super) shared: Arc<T>,
     added: Rates,
@@ -39,7 +40,8 @@ impl<T: Counted> Account<T> {
 }
 
 /// Accounts of one kind, in order of their keys. A tick costs in proportion to those that move, not to those there are.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(bound(deserialize = "K: Deserialize<'de> + Ord, T: Deserialize<'de>"))]
 pub(super) struct Accounts<K, T> {
     all: BTreeMap<K, Account<T>>,
     moved: BTreeSet<K>,

@@ -14,6 +14,7 @@ use crate::{
     sample::FoundContainer,
     time::BootTime,
 };
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashMap, VecDeque},
     sync::Arc,
@@ -21,7 +22,8 @@ use std::{
 };
 
 /// All cgroups of the hierarchy that is charged.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Cgroups {
     accounts: Accounts<CgroupId, Cgroup>,
     parents: HashMap<CgroupId, CgroupId>,
@@ -32,7 +34,7 @@ pub(super) struct Cgroups {
 }
 
 /// A container whose names are still looked for.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct Nameless {
     /// Its cgroup.
     cgroup: CgroupId,

@@ -5,9 +5,10 @@
 //! and slices are those of the host's service manager and of its users', never those of one inside a container.
 
 use crate::sample::{FoundContainer, Runtime};
+use serde::{Deserialize, Serialize};
 
 /// One container, as far as it is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
     /// Its id: 64 hexadecimal digits.
     pub id: std::sync::Arc<str>,

@@ -6,10 +6,11 @@ use crate::{
     ids::{CgroupId, ProcessKey, Tgid},
     time::BootTime,
 };
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::Arc};
 
 /// The GPUs as last told of, and who holds memory on them.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Gpus {
     reading: Option<Arc<GpuReading>>,
     /// Whether the driver has ever answered.
@@ -18,7 +19,7 @@ pub(super) struct Gpus {
 }
 
 /// Who holds memory on GPUs.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Shares {
     /// By process.
     pub(super) processes: GpuShares<ProcessKey>,

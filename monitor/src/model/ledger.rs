@@ -3,23 +3,32 @@
 //! The kernel's counters only grow while their key is in its map. A key that was harvested and comes back starts from
 //! zero, here as there. So every count is taken exactly once, and sums over them never fall.
 
-use crate::sample::{Counters, Harvest};
+use crate::{
+    raw::{self, Numbers},
+    sample::{Counters, Harvest},
+};
 use monitor_common::{
     Owner, address_space,
     block_io::{self, Bucket, Key},
     page_fault,
 };
+use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, hash::Hash};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The counters as last read.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Ledger {
+    #[serde(with = "raw::map")]
     page_faults: HashMap<Owner, page_fault::Counts>,
+    #[serde(with = "raw::map")]
     address_spaces: HashMap<Owner, address_space::Totals>,
+    #[serde(with = "raw::map")]
     block_io: HashMap<Key, block_io::Totals>,
+    #[serde(with = "raw::map")]
     block_latencies: HashMap<Bucket, u64>,
     /// Whose latencies a series is.
+    #[serde(with = "raw::map")]
     series: HashMap<u64, Key>,
 }
 
@@ -100,22 +109,6 @@ fn post<K: Eq + Hash + Copy, V: Numbers>(last: &mut HashMap<K, V>, key: &K, now:
     }
     any.then_some(added)
 }
-
-/// Counters that are nothing but 64-bit numbers.
-trait Numbers: FromBytes + IntoBytes + Immutable + KnownLayout + Copy {
-    fn numbers(&self) -> &[u64] {
-        <[u64]>::ref_from_bytes(self.as_bytes()).unwrap_or_default()
-    }
-
-    fn numbers_mut(&mut self) -> &mut [u64] {
-        <[u64]>::mut_from_bytes(self.as_mut_bytes()).unwrap_or_default()
-    }
-}
-
-impl Numbers for page_fault::Counts {}
-impl Numbers for address_space::Totals {}
-impl Numbers for block_io::Totals {}
-impl Numbers for u64 {}
 
 #[cfg(test)]
 mod tests {

@@ -16,6 +16,7 @@ pub mod totals;
 pub mod usage;
 
 use crate::{
+    constant::{self, Name},
     event::Event,
     ids::{CgroupId, DeviceId, ProcessId},
     reading::{Candidate, MemoryReading, Readings, Watched},
@@ -28,13 +29,14 @@ use gpus::Gpus;
 use ledger::{Addition, Ledger};
 use monitor_common::Owner;
 use processes::Processes;
+use serde::{Deserialize, Serialize};
 use snapshot::{BlockDevice, Snapshot, Subject};
 use std::{collections::HashSet, mem, sync::Arc, time::Duration};
 use totals::Rates;
 use usage::HostUsage;
 
 /// How long what has ended stays visible.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Retention {
     /// Exited processes and removed cgroups stay for this long.
     pub keep: Duration,
@@ -42,12 +44,13 @@ pub struct Retention {
     pub limit: usize,
 }
 
-/// Everything known about this node.
-#[derive(Debug)]
+/// Everything known about this node. It can be written down and read back, to go on from there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Model {
     since: BootTime,
     retention: Retention,
-    hierarchy: &'static str,
+    #[serde(deserialize_with = "constant::name")]
+    hierarchy: Name,
     ledger: Ledger,
     host: Subject,
     host_added: Rates,
@@ -56,13 +59,15 @@ pub struct Model {
     devices: Accounts<DeviceId, BlockDevice>,
     host_usage: Option<(BootTime, Arc<HostUsage>)>,
     /// What was read in the tick before.
+    #[serde(default)]
     read_before: Busy,
+    #[serde(default)]
     gpus: Gpus,
     last_snapshot: Option<BootTime>,
 }
 
 /// Cgroups and processes that files were read of.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Busy {
     cgroups: HashSet<CgroupId>,
     processes: HashSet<ProcessId>,

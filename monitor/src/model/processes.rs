@@ -18,6 +18,7 @@ use crate::{
     time::BootTime,
 };
 use monitor_common::{Owner, record::Command};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
@@ -25,7 +26,8 @@ use std::{
 };
 
 /// All processes, live and lately gone, and their trees.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Processes {
     accounts: Accounts<ProcessKey, Process>,
     trees: Accounts<ProcessKey, Tree>,

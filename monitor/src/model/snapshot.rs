@@ -6,12 +6,14 @@ use super::{
     usage::{CgroupUsage, HostUsage, ProcessUsage, TreeUsage},
 };
 use crate::{
+    constant::{self, Name},
     cost::Cost,
     coverage::Coverage,
     gpu::{Gpu, GpuStanding},
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     time::BootTime,
 };
+use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
 
 /// Everything known after one tick.
@@ -50,7 +52,8 @@ pub struct Snapshot {
 }
 
 /// What is counted of anything.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Subject {
     /// Since the agent started.
     pub totals: Totals,
@@ -61,7 +64,7 @@ pub struct Subject {
 }
 
 /// One process.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Process {
     /// Which.
     pub id: ProcessId,
@@ -88,7 +91,7 @@ pub struct Process {
 }
 
 /// Whether a process lives.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProcessState {
     /// It does.
     Running,
@@ -104,7 +107,7 @@ pub enum ProcessState {
 }
 
 /// A root process with all its descendants in the same cgroup tree.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Tree {
     /// The root process; it may have exited.
     pub root: ProcessId,
@@ -114,7 +117,8 @@ pub struct Tree {
     pub command_line: String,
     /// The rule that made it a root: the name of a known server or trainer, or `entry_point`; none where it is one because
     /// its container, service or session begins with it.
-    pub rule: Option<&'static str>,
+    #[serde(default, deserialize_with = "constant::optional")]
+    pub rule: Option<Name>,
     /// The root's cgroup.
     pub cgroup: CgroupId,
     /// That cgroup's path.
@@ -132,7 +136,7 @@ pub struct Tree {
 }
 
 /// One cgroup, with everything below it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cgroup {
     /// kernfs id; 0 where only the path is known.
     pub id: CgroupId,
@@ -151,7 +155,7 @@ pub struct Cgroup {
 }
 
 /// One block device.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct BlockDevice {
     /// Which.
     pub id: DeviceId,

@@ -1,25 +1,30 @@
 //! What is counted of one subject: three groups that add up, and their rates.
 
 use super::ledger::Addition;
+use crate::raw;
 use monitor_common::{
     address_space,
     block_io::{self, Bucket, Key, latency, operation},
     histogram, page_fault,
 };
+use serde::{Deserialize, Serialize};
 
 /// Counters of one subject since the agent started. They only grow.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Totals {
     /// Faults by kind.
     pub page_fault: page_fault::Counts,
     /// mmap and its kin.
+    #[serde(with = "raw")]
     pub address_space: address_space::Totals,
     /// Block I/O; none for the many subjects that never did any.
     pub block_io: Option<Box<BlockIo>>,
 }
 
 /// Block I/O of one subject.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct BlockIo {
     /// By operation, indexed by [`monitor_common::block_io::operation`].
     pub operations: [Operation; 5],
@@ -34,7 +39,7 @@ pub struct BlockIo {
 }
 
 /// One kind of block I/O.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Operation {
     /// Requests completed, failed ones too.
     pub count: u64,
@@ -47,11 +52,12 @@ pub struct Operation {
 }
 
 /// A sparse histogram over the buckets of [`monitor_common::histogram`], sorted by bucket.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram(Vec<(u16, u64)>);
 
 /// Change per second of one subject over the last tick.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Rates {
     /// Faults, user and kernel.
     pub page_faults: f64,

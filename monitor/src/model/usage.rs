@@ -6,10 +6,11 @@ use crate::{
     },
     time::BootTime,
 };
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// What a cgroup's files tell.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CgroupUsage {
     /// When they were read.
     pub time: BootTime,
@@ -24,7 +25,7 @@ pub struct CgroupUsage {
 }
 
 /// A memory limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limit {
     /// How much.
     pub bytes: u64,
@@ -33,7 +34,7 @@ pub struct Limit {
 }
 
 /// The most memory ever in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Peak {
     /// How much.
     pub bytes: u64,
@@ -42,7 +43,7 @@ pub struct Peak {
 }
 
 /// What /proc tells of a process.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessUsage {
     /// When it was looked at.
     pub time: BootTime,
@@ -53,7 +54,7 @@ pub struct ProcessUsage {
 }
 
 /// Sums over the running processes of a tree.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TreeUsage {
     /// CPU time used by those running.
     pub cpu_ns: u64,
@@ -70,7 +71,7 @@ pub struct TreeUsage {
 }
 
 /// A tree's memory without counting shared pages for each of its processes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TreeShares {
     /// Pages of one process alone, summed.
     pub private_bytes: u64,
@@ -82,7 +83,7 @@ pub struct TreeShares {
 }
 
 /// What the machine tells of itself.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct HostUsage {
     /// What it said.
     pub reading: HostReading,
@@ -97,7 +98,7 @@ pub struct HostUsage {
 }
 
 /// What processors did with their time, each 0–1 and together 1.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct CpuShares {
     /// In user mode, at any priority.
     pub user: f64,
@@ -112,7 +113,7 @@ pub struct CpuShares {
 }
 
 /// What one disk did, per second.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DiskRates {
     /// Share of the time with at least one request under way.
     pub utilization: f64,
@@ -125,7 +126,7 @@ pub struct DiskRates {
 }
 
 /// What one interface did, per second.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct InterfaceRates {
     /// Bytes received.
     pub received_bytes: f64,

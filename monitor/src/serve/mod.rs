@@ -12,6 +12,7 @@ mod fields;
 pub(crate) mod fixtures;
 mod gpu;
 mod problem;
+mod recorded;
 mod routes;
 mod select;
 mod server;
@@ -21,5 +22,6 @@ mod tests;
 mod usage;
 mod view;
 
+pub use recorded::answer_recorded;
 pub use server::{State, serve};
 pub use socket::{Claim, ClaimError, Listener, claim};

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     event_log::EventLog,
     gpu::Gpu,
+    history::{Identity, Status},
     model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
     time::BootTime,
 };
@@ -45,7 +46,20 @@ pub(super) struct Shared {
     pub(super) events: Arc<EventLog>,
     /// The doctor's report as JSON: it does not change, but for how GPUs stand, which is added.
     pub(super) doctor: Bytes,
+    pub(super) origin: Origin,
     pub(super) shutdown: watch::Receiver<bool>,
+}
+
+/// Whose answers these are.
+#[derive(Clone)]
+pub(super) enum Origin {
+    /// This agent's, now.
+    Live {
+        /// The recording that it makes.
+        recording: Option<Arc<Status>>,
+    },
+    /// Those that another one would have given.
+    Recorded(Identity),
 }
 
 impl Shared {
@@ -99,7 +113,14 @@ async fn index(given: Given) -> Result<Response, Problem> {
 
 async fn health(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
-    Ok(answer::document(&HealthView::of(&shared.snapshot(), BootTime::now())))
+    let snapshot = shared.snapshot();
+    Ok(answer::document(&match &shared.origin {
+        Origin::Live { recording } => {
+            let recording = recording.as_ref().map(|recording| recording.told());
+            HealthView::of(&snapshot, BootTime::now(), Identity::own(), recording)
+        }
+        Origin::Recorded(agent) => HealthView::of(&snapshot, snapshot.time, agent.clone(), None),
+    }))
 }
 
 async fn snapshot(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
@@ -120,6 +141,9 @@ async fn list<T: Selected>(State(shared): State<Shared>, given: Given) -> Result
 
 async fn moments(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     Ok(match select::follow(given.parameters())? {
+        true if matches!(shared.origin, Origin::Recorded(_)) => {
+            return Err(Problem::query("a recording does not go on: ask for its events without follow"));
+        }
         true => events::followed(&shared.events, shared.shutdown),
         false => events::recent(&shared.events),
     })

@@ -5,9 +5,9 @@ use super::{
     access::{Access, Peer},
     events::ended,
     problem::Problem,
-    routes::{self, Shared},
+    routes::{self, Origin, Shared},
 };
-use crate::{doctor, event_log::EventLog, model::snapshot::Snapshot};
+use crate::{doctor, event_log::EventLog, history, model::snapshot::Snapshot};
 use axum::{Router, body::Bytes, http::StatusCode};
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -42,6 +42,8 @@ pub struct State {
     pub events: Arc<EventLog>,
     /// What the host offers and how it was used.
     pub doctor: Arc<doctor::Report>,
+    /// The recording that is being made, where one is.
+    pub recording: Option<Arc<history::Status>>,
 }
 
 /// Serves until `shutdown` says true or its sender has gone, then lets running answers end, at most 2 s.
@@ -50,8 +52,9 @@ pub async fn serve(listener: Listener, state: State, shutdown: watch::Receiver<b
         log::error!("the doctor's report cannot be written as JSON: {error}");
         b"{}".to_vec()
     });
-    let State { snapshots, events, .. } = state;
-    let shared = Shared { snapshots, events, doctor: Bytes::from(doctor), shutdown: shutdown.clone() };
+    let State { snapshots, events, recording, .. } = state;
+    let origin = Origin::Live { recording };
+    let shared = Shared { snapshots, events, doctor: Bytes::from(doctor), origin, shutdown: shutdown.clone() };
     run(listener, shared, shutdown).await;
 }
 

@@ -1,6 +1,10 @@
 //! The whole server on a real socket, asked by plain bytes: what is answered, to whom, and how it ends.
 
-use super::{claim, fixtures, routes::ENDPOINTS, routes::Shared, server};
+use super::{
+    claim, fixtures,
+    routes::{ENDPOINTS, Origin, Shared},
+    server,
+};
 use crate::{
     coverage::State,
     event::{Event, Kind},
@@ -47,6 +51,7 @@ impl Server {
             snapshots: receiver,
             events: Arc::clone(&events),
             doctor: Bytes::from_static(b"{\"facts\":[]}"),
+            origin: Origin::Live { recording: None },
             shutdown: shutdown.clone(),
         };
         let task = tokio::spawn(server::run(listener, shared, shutdown));

@@ -11,6 +11,7 @@ use crate::{
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, MissingProgram, Refusal, SourceCoverage, State},
     gpu::GpuStanding,
+    history::{Identity, Told},
     ids::{CgroupId, Tgid},
     model::{
         container::{self, Container},
@@ -445,26 +446,28 @@ pub(super) struct ListView<'a> {
 pub(super) struct HealthView<'a> {
     status: &'static str,
     reasons: Vec<String>,
-    version: &'static str,
-    pid: u32,
+    #[serde(flatten)]
+    agent: Identity,
     uptime_seconds: f64,
     time_ns: BootTime,
+    recording: Option<Told>,
     cost: CostView<'a>,
     gpu: &'a GpuStanding,
     coverage: CoverageView<'a>,
 }
 
 impl<'a> HealthView<'a> {
-    /// Of the last snapshot, seen at `now`.
-    pub(super) fn of(snapshot: &'a Snapshot, now: BootTime) -> Self {
-        let reasons = reasons(snapshot, now);
+    /// Of the last snapshot of an agent, seen at `now`.
+    pub(super) fn of(snapshot: &'a Snapshot, now: BootTime, agent: Identity, recording: Option<Told>) -> Self {
+        let mut reasons = reasons(snapshot, now);
+        reasons.extend(recording.iter().flat_map(Told::reasons));
         Self {
             status: if reasons.is_empty() { "ok" } else { "degraded" },
             reasons,
-            version: env!("CARGO_PKG_VERSION"),
-            pid: std::process::id(),
+            agent,
             uptime_seconds: now.since(snapshot.since).as_secs_f64(),
             time_ns: snapshot.time,
+            recording,
             cost: CostView::of(&snapshot.cost),
             gpu: &snapshot.gpu,
             coverage: CoverageView(&snapshot.coverage),

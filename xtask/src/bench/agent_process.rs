@@ -4,6 +4,7 @@ use crate::{process, workspace};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{
+    ffi::OsStr,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -29,12 +30,18 @@ pub(crate) struct Agent {
 impl Agent {
     /// Starts the agent and waits until its socket is there: from then on every source has been tried.
     pub(crate) fn start(program: &Path, scratch: &Path) -> Result<Self> {
+        Self::start_with(program, scratch, &[])
+    }
+
+    /// As [`Self::start`], with further flags.
+    pub(crate) fn start_with(program: &Path, scratch: &Path, flags: &[&OsStr]) -> Result<Self> {
         let socket = scratch.join("monitor.sock");
         let messages_file = scratch.join("monitor.log");
         let messages = File::create(&messages_file).with_context(|| format!("make {}", messages_file.display()))?;
         let child = Command::new(program)
             .args(["run", "--quiet", "--socket"])
             .arg(&socket)
+            .args(flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(messages)

@@ -6,6 +6,7 @@ mod agent;
 mod agent_process;
 mod crowd;
 mod probes;
+mod recording;
 mod scratch;
 mod slowdown;
 mod statistics;
@@ -22,6 +23,7 @@ pub(crate) enum Benchmark {
     Probes(probes::Options),
     Slowdown(slowdown::Options),
     Agent(agent::Options),
+    Recording(recording::Options),
 }
 
 pub(crate) fn run(benchmark: &Benchmark) -> Result<()> {
@@ -35,5 +37,6 @@ pub(crate) fn run(benchmark: &Benchmark) -> Result<()> {
         Benchmark::Probes(options) => probes::run(options),
         Benchmark::Slowdown(options) => slowdown::run(options),
         Benchmark::Agent(options) => agent::run(options),
+        Benchmark::Recording(options) => recording::run(options),
     }
 }

@@ -1,0 +1,24 @@
+//! Answers from a recording, by the same endpoints as the socket's.
+
+use super::routes::{self, Origin, Shared};
+use crate::history::Recorded;
+use axum::{
+    body::Body,
+    http::{Request, Uri},
+    response::Response,
+};
+use std::convert::Infallible;
+use tokio::sync::watch;
+use tower::ServiceExt as _;
+
+/// What the agent that recorded would have answered at that moment. Only what is told of the answering itself differs.
+pub async fn answer_recorded(recorded: Recorded, path: &Uri) -> Response {
+    let Recorded { origin, snapshot, events } = recorded;
+    let ((_, snapshots), (_, shutdown)) = (watch::channel(snapshot), watch::channel(true));
+    let shared =
+        Shared { snapshots, events, doctor: origin.doctor.into(), origin: Origin::Recorded(origin.agent), shutdown };
+    let mut request = Request::new(Body::empty());
+    *request.uri_mut() = path.clone();
+    let answer: Result<Response, Infallible> = routes::router(shared).oneshot(request).await;
+    answer.unwrap_or_else(|never| match never {})
+}
