@@ -11,8 +11,8 @@ use crate::{
 };
 use std::{
     cmp::Reverse,
-    collections::HashMap,
-    fs,
+    collections::{HashMap, hash_map::Entry},
+    fs::{self, File},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -21,20 +21,24 @@ use std::{
 /// A process that does not change is looked at once in so many ticks.
 const REST: u32 = 8;
 /// A process that goes on changing is read in full, by three more files, every so many ticks.
-const FULL_EVERY: u64 = 8;
+const FULL_EVERY: u64 = 16;
 /// Or when its resident memory has changed by so much, or by a sixteenth.
 const FULL_BYTES: u64 = 1 << 20;
 /// Time for smaps_rollup in one tick: reading it walks a process's page tables.
-const SHARES_TIME: Duration = Duration::from_millis(3);
+const SHARES_TIME: Duration = Duration::from_millis(1);
 /// At most so many of them in one tick.
-const SHARES_COUNT: usize = 16;
+const SHARES_COUNT: usize = 8;
 /// Ticks before a process's shares are read again, though it goes on changing.
-const SHARES_AGE: u64 = 10;
+const SHARES_AGE: u64 = 30;
+/// Processes whose stat files are kept open: reading one again costs a sixth of opening it. Each takes the kernel some 4 KiB.
+const MOST_KEPT: usize = 512;
 
 /// Reads processes.
 #[derive(Debug, Default)]
 pub struct ProcessStat {
     known: HashMap<ProcessKey, Known>,
+    /// /proc/PID/stat of some that go on changing.
+    kept: HashMap<ProcessKey, File>,
     tick: u64,
     buffer: Buffer,
 }
@@ -75,6 +79,8 @@ impl ProcessStat {
         }
         let tick = self.tick;
         self.known.retain(|_, known| known.seen == tick);
+        let known = &self.known;
+        self.kept.retain(|key, _| known.get(key).is_some_and(|known| known.still < 2));
         self.add_shares(&mut readings);
         readings
     }
@@ -93,8 +99,20 @@ impl ProcessStat {
     /// Reads a process, in full if it has changed or has just come to rest; none when it has gone, or goes on resting.
     fn look(&mut self, known: &mut Known, moved: bool) -> Option<ProcessReading> {
         let directory = PathBuf::from(format!("/proc/{}", known.id.tgid));
-        let (Identity { start_tick, resident_bytes }, mut reading) =
-            parse_stat(self.buffer.read(&directory.join("stat")).ok()?)?;
+        let key = known.id.key();
+        if known.next != 0
+            && known.changed
+            && self.kept.len() < MOST_KEPT
+            && let Entry::Vacant(place) = self.kept.entry(key)
+            && let Ok(file) = File::open(directory.join("stat"))
+        {
+            place.insert(file);
+        }
+        let text = match self.kept.get(&key) {
+            Some(file) => self.buffer.reread(file),
+            None => self.buffer.read(&directory.join("stat")),
+        };
+        let (Identity { start_tick, resident_bytes }, mut reading) = parse_stat(text.ok()?)?;
         // Another process has the pid by now.
         if start_tick != known.id.key().start_tick {
             return None;
