@@ -111,10 +111,11 @@ fn the_few_and_the_others_sum_to_the_whole() {
 }
 
 #[test]
-fn where_all_have_their_own_there_are_no_others() {
+fn what_is_charged_to_none_of_the_few_is_among_the_others() {
     let told = samples(&with_services(), 11);
-    assert_eq!(value(&told, "monitor_cgroup_memory_bytes", "_other"), None);
     assert_eq!(value(&told, "monitor_left_out", "cgroup"), Some(0.0));
+    assert_eq!(value(&told, "monitor_cgroup_memory_bytes", "_other"), Some(50.0), "to /s itself");
+    assert_eq!(value(&told, "monitor_cgroup_cpus_used", "_other"), Some(4.5), "to / and /s themselves");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //!
 //! Who belongs to the few changes from scrape to scrape. A counter of "the others" would fall whenever one of them came
 //! to belong, and a reader would take that for a restart: everything here is a gauge. Those that add up are told of the
-//! others too, so that their sum over all series is that of the machine.
+//! others too, always, so that their sum over all series is that of the machine.
 
 use super::{
     super::{fields::Number, view::Context},
@@ -75,7 +75,7 @@ impl<'a, T> Few<'a, T> {
             for (name, item) in &self.chosen {
                 family.add(&[(label, name)], read(item));
             }
-            if gauge.adds_up && self.others > 0 {
+            if gauge.adds_up {
                 let told: f64 = self.chosen.iter().filter_map(|(_, item)| read(item).known()).sum();
                 // Not all was read at the very same moment: what is left is not below nothing for that.
                 let others = whole(&|item| read(item).known()).map(|whole| (whole - told).max(0.0));
