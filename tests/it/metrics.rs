@@ -216,8 +216,9 @@ fn at_the_address_there_is_nothing_else_and_only_for_this_machine() -> Result<()
     ensure!(by_socket.body.ends_with("\n# EOF\n"), "no end: {}", by_socket.body);
 
     let listen = format!("metrics.listen={address}");
-    let second =
-        agent::run(&["run", "--quiet", "--for", "1s", "--socket", "/tmp/monitor-second.sock", "--set", &listen])?;
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("second.sock").to_string_lossy().into_owned();
+    let second = agent::run(&["run", "--quiet", "--for", "1s", "--socket", &socket, "--set", &listen])?;
     let words = String::from_utf8_lossy(&second.stderr);
     expect::exactly("exit code", second.status.code(), Some(1))?;
     ensure!(words.contains(&format!("cannot listen at {address}")), "{words}");
