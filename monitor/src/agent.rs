@@ -52,6 +52,7 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     keep_memory_small();
     lift_memory_lock_limit();
     let mut end = End::new(config.run_for)?;
+    let scraped = config.metrics.listen.map(serve::Loopback::bind).transpose()?;
     let since = BootTime::now();
     let support = doctor::examine_fields(&config)?;
     let mut agent = Agent::attach(&config, &support, since)?;
@@ -69,7 +70,9 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
         events: agent.events.clone(),
         doctor: agent.report.clone(),
         recording: agent.recorder.as_ref().map(Recorder::status),
+        metrics_top: config.metrics.top as usize,
     };
+    let metrics = scraped.map(|loopback| tokio::spawn(serve::serve_metrics(loopback, state.clone(), ending.clone())));
     let server = tokio::spawn(serve::serve(listener, state, ending.clone()));
     let console = config.console.then(|| {
         let console = Console::new(&config.socket);
@@ -85,6 +88,9 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
         tokio::task::block_in_place(|| recorder.finish());
     }
     server.await.context("the server ended badly")?;
+    if let Some(metrics) = metrics {
+        metrics.await.context("the server of metrics ended badly")?;
+    }
     if let Some(console) = console {
         // It may be stuck in a terminal that was stopped, or a pipe that nobody empties: that must not keep the agent.
         drop(tokio::time::timeout(CONSOLE_ENDS_WITHIN, console).await);

@@ -13,7 +13,7 @@ pub use layers::{Assignment, Effective, Layers, Origin};
 use crate::source::Source;
 use log::LevelFilter;
 use monitor_common::limits;
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Everything the agent can be told. [`keys`] has the meaning and the allowed values of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub struct Config {
     pub containers: Containers,
     /// What is recorded.
     pub record: Record,
+    /// What is told as metrics.
+    pub metrics: Metrics,
     /// Calls of at least this many bytes are told as events.
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
@@ -78,6 +80,15 @@ pub struct Record {
     pub max_bytes: u64,
     /// What is older than this is deleted from a directory.
     pub keep: Duration,
+}
+
+/// What is told as metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Metrics {
+    /// So many of each kind have series of their own.
+    pub top: u32,
+    /// A loopback address where they are told besides the socket; none for nowhere.
+    pub listen: Option<SocketAddr>,
 }
 
 /// When the run time of the kernel programs is measured.
@@ -168,6 +179,7 @@ impl Default for Config {
                 storage_run: PathBuf::from("/run/containers/storage"),
             },
             record: Record { path: None, max_bytes: 256 << 20, keep: Duration::from_secs(24 * 3600) },
+            metrics: Metrics { top: 20, listen: None },
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
             gpu_monitoring: true,

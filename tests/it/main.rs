@@ -15,6 +15,9 @@ mod deploy;
 mod gpu;
 mod lifecycle;
 mod maps;
+// A real Prometheus.
+#[cfg(not(feature = "vm"))]
+mod metrics;
 mod page_fault;
 #[cfg(not(feature = "vm"))]
 mod privileges;

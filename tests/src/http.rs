@@ -1,10 +1,11 @@
-//! HTTP/1.1 over a Unix socket, as far as the tests need it: one GET a connection, bodies of known length, chunked, or
+//! HTTP/1.1 over a Unix socket or TCP, as far as the tests need it: one GET a connection, bodies of known length, chunked, or
 //! until the end. Written here so that the agent's server is judged by other code than its own.
 
 use anyhow::{Context, Result, bail, ensure};
 use std::{
     collections::BTreeMap,
     io::{BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream},
     os::unix::net::UnixStream,
     path::Path,
     time::Duration,
@@ -64,7 +65,22 @@ pub fn get(socket: &Path, target: &str) -> Result<Answer> {
 /// # Errors
 /// As [`get`].
 pub fn request(socket: &Path, method: &str, target: &str) -> Result<Answer> {
-    let mut response = open(socket, method, target)?;
+    whole(open(socket, method, target)?, target)
+}
+
+/// Asks over TCP, with these headers, and reads the whole answer.
+///
+/// # Errors
+/// As [`get`].
+pub fn get_tcp(address: SocketAddr, target: &str, headers: &[(&str, &str)]) -> Result<Answer> {
+    let mut connection = TcpStream::connect(address).with_context(|| format!("cannot connect to {address}"))?;
+    connection.set_read_timeout(Some(SILENCE))?;
+    let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    write!(connection, "GET {target} HTTP/1.1\r\n{headers}Connection: close\r\n\r\n")?;
+    whole(parse(BufReader::new(connection)).with_context(|| format!("no answer to GET {target}"))?, target)
+}
+
+fn whole<R: BufRead>(mut response: Response<R>, target: &str) -> Result<Answer> {
     let mut body = String::new();
     response.body.read_to_string(&mut body).with_context(|| format!("cannot read the body of {target}"))?;
     Ok(Answer { status: response.status, headers: response.headers, body })

@@ -6,7 +6,7 @@ use crate::{
     units::{parse_bytes, parse_duration, show_bytes, show_duration},
 };
 use log::LevelFilter;
-use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -37,6 +37,8 @@ pub enum Slot<'a> {
     Name(&'a mut Option<String>),
     /// Names, with commas between them; or none.
     Names(&'a mut Vec<String>),
+    /// An address and port of the loopback interface, or empty for none.
+    Loopback(&'a mut Option<SocketAddr>),
     /// true or false.
     Switch(&'a mut bool),
     /// A plain number.
@@ -133,6 +135,15 @@ fn general() -> Vec<Key> {
         key(Some("record"), "keep", "how long what a directory holds is kept", |c| {
             Slot::Duration(&mut c.record.keep, HOUR / 60..=24 * 365 * HOUR)
         }),
+        key(Some("metrics"), "top", "how many cgroups, trees, disks and so on have metrics of their own", |c| {
+            Slot::Count(&mut c.metrics.top, 1..=1000)
+        }),
+        key(
+            Some("metrics"),
+            "listen",
+            "a loopback address to scrape metrics at, besides the socket; empty for none",
+            |c| Slot::Loopback(&mut c.metrics.listen),
+        ),
     ]
 }
 
@@ -199,6 +210,9 @@ impl Slot<'_> {
             Self::Names(names) => {
                 *names = text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
             }
+            Self::Loopback(address) => {
+                *address = if text.is_empty() { None } else { Some(parse_loopback(text)?) };
+            }
             Self::Switch(switch) => *switch = text.parse().ok()?,
             Self::Count(count, range) => *count = text.parse().ok().filter(|n| range.contains(n))?,
             Self::Capacity(count, range) => *count = Some(text.parse().ok().filter(|n| range.contains(n))?),
@@ -221,6 +235,7 @@ impl Slot<'_> {
             Self::Path(path) => path.display().to_string(),
             Self::Name(name) => name.as_deref().unwrap_or_default().to_owned(),
             Self::Names(names) => names.join(","),
+            Self::Loopback(address) => address.map(|address| address.to_string()).unwrap_or_default(),
             Self::Switch(switch) => switch.to_string(),
             Self::Count(count, _) => count.to_string(),
             Self::Capacity(count, _) => count.unwrap_or_default().to_string(),
@@ -237,6 +252,7 @@ impl Slot<'_> {
             Self::Path(_) => "a path".to_owned(),
             Self::Name(_) => "a name in quotes".to_owned(),
             Self::Names(_) => "names in quotes, with commas between them".to_owned(),
+            Self::Loopback(_) => "a loopback address with its port, such as \"127.0.0.1:9117\", or \"\"".to_owned(),
             Self::Switch(_) => "true or false".to_owned(),
             Self::Count(_, range) | Self::Capacity(_, range) => {
                 format!("a number from {} to {}", range.start(), range.end())
@@ -283,4 +299,9 @@ impl Slot<'_> {
             _ => self.show().into(),
         }
     }
+}
+
+/// An address that only this machine reaches, with a port by which readers find it.
+fn parse_loopback(text: &str) -> Option<SocketAddr> {
+    text.parse().ok().filter(|address: &SocketAddr| address.ip().is_loopback() && address.port() != 0)
 }

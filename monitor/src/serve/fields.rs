@@ -199,6 +199,11 @@ impl Number {
         }
     }
 
+    /// Its value; none where it is not known.
+    pub(super) fn known(self) -> Option<f64> {
+        (!matches!(self, Self::Missing)).then(|| self.as_f64())
+    }
+
     const fn as_f64(self) -> f64 {
         match self {
             Self::Missing => f64::NEG_INFINITY,
@@ -211,6 +216,18 @@ impl Number {
 impl From<Option<u64>> for Number {
     fn from(value: Option<u64>) -> Self {
         value.map_or(Self::Missing, Self::Count)
+    }
+}
+
+impl From<u64> for Number {
+    fn from(value: u64) -> Self {
+        Self::Count(value)
+    }
+}
+
+impl From<f64> for Number {
+    fn from(value: f64) -> Self {
+        Self::Real(value)
     }
 }
 

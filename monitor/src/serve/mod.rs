@@ -1,4 +1,5 @@
-//! Answers over a Unix socket: HTTP/1.1 with JSON, for `curl --unix-socket`, `monitor query` and every language.
+//! Answers over a Unix socket: HTTP/1.1 with JSON, for `curl --unix-socket`, `monitor query` and every language; metrics
+//! also at a loopback address, where one is set.
 //!
 //! Reads snapshots that others made and never waits for their writer. Everything is bounded: connections, the time for
 //! a request's head, the memory of an answer, and the time for draining at the end.
@@ -11,6 +12,8 @@ mod fields;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod gpu;
+mod loopback;
+mod metrics;
 mod problem;
 mod recorded;
 mod routes;
@@ -23,6 +26,7 @@ mod tests;
 mod usage;
 mod view;
 
+pub use loopback::{BindError, Loopback};
 pub use recorded::answer_recorded;
-pub use server::{State, serve};
+pub use server::{State, serve, serve_metrics};
 pub use socket::{Claim, ClaimError, Listener, claim};

@@ -1,7 +1,7 @@
 //! Answers from a recording, by the same endpoints as the socket's.
 
 use super::routes::{self, Origin, Shared};
-use crate::history::Recorded;
+use crate::{config::Config, history::Recorded};
 use axum::{
     body::Body,
     http::{Request, Uri},
@@ -15,8 +15,14 @@ use tower::ServiceExt as _;
 pub async fn answer_recorded(recorded: Recorded, path: &Uri) -> Response {
     let Recorded { origin, snapshot, events } = recorded;
     let ((_, snapshots), (_, shutdown)) = (watch::channel(snapshot), watch::channel(true));
-    let shared =
-        Shared { snapshots, events, doctor: origin.doctor.into(), origin: Origin::Recorded(origin.agent), shutdown };
+    let shared = Shared {
+        snapshots,
+        events,
+        doctor: origin.doctor.into(),
+        origin: Origin::Recorded(origin.agent),
+        metrics_top: Config::default().metrics.top as usize,
+        shutdown,
+    };
     let mut request = Request::new(Body::empty());
     *request.uri_mut() = path.clone();
     let answer: Result<Response, Infallible> = routes::router(shared).oneshot(request).await;

@@ -1,7 +1,8 @@
 //! The endpoints.
 
 use super::{
-    answer, events,
+    answer, events, loopback,
+    metrics::{self, Format, Teller},
     problem::Problem,
     select::{self, Parameters, Selected, Selection},
     stats::Stats,
@@ -19,7 +20,8 @@ use axum::{
     Extension, Router,
     body::Bytes,
     extract::{FromRequestParts, Query, State},
-    http::{Method, StatusCode, Uri, header, request::Parts},
+    http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts},
+    middleware,
     response::{IntoResponse as _, Response},
     routing::get,
 };
@@ -39,6 +41,10 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
     ("/v1/gpus", "GPUs and their MIG instances; ?sort= &limit="),
     ("/v1/stats", "memory and processes of the asking process's tree, for a server to forward; ?pid="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
+    (
+        "/metrics",
+        "the costly few and the sums as metrics: OpenMetrics, or Prometheus' text format where only that is accepted",
+    ),
     ("/v1/doctor", "what this host offers, and how each source was attached"),
 ];
 
@@ -50,6 +56,8 @@ pub(super) struct Shared {
     /// The doctor's report as JSON: it does not change, but for how GPUs stand, which is added.
     pub(super) doctor: Bytes,
     pub(super) origin: Origin,
+    /// So many of each kind have metrics of their own.
+    pub(super) metrics_top: usize,
     pub(super) shutdown: watch::Receiver<bool>,
 }
 
@@ -73,6 +81,22 @@ impl Shared {
     fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshots.borrow())
     }
+
+    /// When this is answered; in a recording, when it would have been.
+    fn now(&self, snapshot: &Snapshot) -> BootTime {
+        match self.origin {
+            Origin::Live { .. } => BootTime::now(),
+            Origin::Recorded(_) => snapshot.time,
+        }
+    }
+
+    fn health<'a>(&self, snapshot: &'a Snapshot) -> HealthView<'a> {
+        let (agent, recording) = match &self.origin {
+            Origin::Live { recording } => (Identity::own(), recording.as_ref().map(|recording| recording.told())),
+            Origin::Recorded(agent) => (agent.clone(), None),
+        };
+        HealthView::of(snapshot, self.now(snapshot), agent, recording)
+    }
 }
 
 /// All endpoints.
@@ -90,8 +114,19 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/stats", get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
+        .route("/metrics", get(exposition))
         .fallback(nowhere)
         .method_not_allowed_fallback(not_allowed)
+        .with_state(shared)
+}
+
+/// Metrics only, for whoever is on this machine.
+pub(super) fn metrics_router(shared: Shared) -> Router {
+    Router::new()
+        .route("/metrics", get(exposition))
+        .fallback(|| async { Problem::new(StatusCode::NOT_FOUND, "there is nothing here but /metrics") })
+        .method_not_allowed_fallback(not_allowed)
+        .layer(middleware::from_fn(loopback::check_host))
         .with_state(shared)
 }
 
@@ -122,13 +157,22 @@ async fn index(given: Given) -> Result<Response, Problem> {
 async fn health(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
     let snapshot = shared.snapshot();
-    Ok(answer::document(&match &shared.origin {
-        Origin::Live { recording } => {
-            let recording = recording.as_ref().map(|recording| recording.told());
-            HealthView::of(&snapshot, BootTime::now(), Identity::own(), recording)
-        }
-        Origin::Recorded(agent) => HealthView::of(&snapshot, snapshot.time, agent.clone(), None),
-    }))
+    Ok(answer::document(&shared.health(&snapshot)))
+}
+
+async fn exposition(State(shared): State<Shared>, headers: HeaderMap, given: Given) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    let snapshot = shared.snapshot();
+    let format = Format::accepted(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
+    let (now, health) = (shared.now(&snapshot), shared.health(&snapshot));
+    let teller = Teller {
+        version: health.version(),
+        is_healthy: health.is_well(),
+        uptime: now.since(snapshot.since),
+        age: now.since(snapshot.time),
+    };
+    let text = metrics::exposition(&snapshot, teller, shared.metrics_top, format);
+    Ok(([(header::CONTENT_TYPE, format.media_type())], text).into_response())
 }
 
 async fn snapshot(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {

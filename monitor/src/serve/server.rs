@@ -1,8 +1,8 @@
 //! Connections: accepted, admitted or refused, served, and drained at the end.
 
 use super::{
-    Listener,
-    access::{Access, Peer},
+    Listener, Loopback,
+    access::Peer,
     events::ended,
     problem::Problem,
     routes::{self, Origin, PeerPid, Shared},
@@ -16,7 +16,8 @@ use hyper_util::{
 };
 use std::{io, pin::pin, sync::Arc, time::Duration};
 use tokio::{
-    net::UnixStream,
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream, UnixStream},
     sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
@@ -44,37 +45,69 @@ pub struct State {
     pub doctor: Arc<doctor::Report>,
     /// The recording that is being made, where one is.
     pub recording: Option<Arc<history::Status>>,
+    /// So many of each kind have metrics of their own.
+    pub metrics_top: usize,
+}
+
+/// Where clients come in.
+trait Door: Send + Sync {
+    /// A connection with one.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next who comes.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// Who connected, where that can be told, if they may read.
+    fn admit(&self, stream: &Self::Stream) -> Result<Option<PeerPid>, Problem>;
 }
 
 /// Serves until `shutdown` says true or its sender has gone, then lets running answers end, at most 2 s.
 pub async fn serve(listener: Listener, state: State, shutdown: watch::Receiver<bool>) {
-    let doctor = serde_json::to_vec(&*state.doctor).unwrap_or_else(|error| {
-        log::error!("the doctor's report cannot be written as JSON: {error}");
-        b"{}".to_vec()
-    });
-    let State { snapshots, events, recording, .. } = state;
-    let origin = Origin::Live { recording };
-    let shared = Shared { snapshots, events, doctor: Bytes::from(doctor), origin, shutdown: shutdown.clone() };
-    run(listener, shared, shutdown).await;
+    run(listener, state.share(&shutdown), shutdown).await;
 }
 
-pub(super) async fn run(listener: Listener, shared: Shared, mut shutdown: watch::Receiver<bool>) {
-    let router = routes::router(shared);
+/// As [`serve`], metrics only.
+pub async fn serve_metrics(loopback: Loopback, state: State, shutdown: watch::Receiver<bool>) {
+    match loopback.into_socket() {
+        Ok(socket) => admit_all(socket, routes::metrics_router(state.share(&shutdown)), shutdown).await,
+        Err(error) => log::error!("metrics cannot be scraped: {error}"),
+    }
+}
+
+impl State {
+    fn share(self, shutdown: &watch::Receiver<bool>) -> Shared {
+        let doctor = serde_json::to_vec(&*self.doctor).unwrap_or_else(|error| {
+            log::error!("the doctor's report cannot be written as JSON: {error}");
+            b"{}".to_vec()
+        });
+        let Self { snapshots, events, recording, metrics_top, .. } = self;
+        let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording });
+        Shared { snapshots, events, doctor, origin, metrics_top, shutdown: shutdown.clone() }
+    }
+}
+
+pub(super) async fn run(listener: Listener, shared: Shared, shutdown: watch::Receiver<bool>) {
+    admit_all(listener, routes::router(shared), shutdown).await;
+}
+
+async fn admit_all<D: Door>(door: D, router: Router, mut shutdown: watch::Receiver<bool>) {
     let (places, refusals) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(REFUSALS)));
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = ended(&mut shutdown) => break,
             Some(_) = connections.join_next() => {}
-            accepted = listener.socket.accept() => match accepted {
-                Ok((stream, _)) => {
-                    let admitted = admit(&stream, listener.access);
+            accepted = door.next() => match accepted {
+                Ok(stream) => {
+                    let admitted = door.admit(&stream);
                     let (place, admitted) = match Arc::clone(&places).try_acquire_owned() {
                         Ok(place) => (Ok(place), admitted),
                         Err(_) => (Arc::clone(&refusals).try_acquire_owned(), admitted.and(Err(crowded()))),
                     };
                     if let Ok(place) = place {
-                        let router = admitted.map(|peer| router.clone().layer(Extension(PeerPid(Tgid(peer.pid)))));
+                        let router = admitted.map(|peer| match peer {
+                            Some(peer) => router.clone().layer(Extension(peer)),
+                            None => router.clone(),
+                        });
                         connections.spawn(connection(stream, router, place, shutdown.clone()));
                     }
                 }
@@ -83,7 +116,7 @@ pub(super) async fn run(listener: Listener, shared: Shared, mut shutdown: watch:
         }
     }
     // Nobody new can come from here on: the socket's file goes first.
-    drop(listener);
+    drop(door);
     if timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await.is_err() {
         log::debug!("{} connections had to be cut", connections.len());
         connections.shutdown().await;
@@ -92,7 +125,7 @@ pub(super) async fn run(listener: Listener, shared: Shared, mut shutdown: watch:
 
 /// Serves one client's requests, or tells it once why not.
 async fn connection(
-    stream: UnixStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Result<Router, Problem>,
     _place: OwnedSemaphorePermit,
     mut shutdown: watch::Receiver<bool>,
@@ -118,15 +151,35 @@ async fn connection(
     }
 }
 
-/// Who connected, if they may read.
-fn admit(stream: &UnixStream, access: Access) -> Result<Peer, Problem> {
-    let forbidden = |detail| Err(Problem::new(StatusCode::FORBIDDEN, detail));
-    match Peer::of(stream) {
-        Ok(peer) if access.allows(&peer) => Ok(peer),
-        Ok(Peer { pid, uid, .. }) => forbidden(format!(
-            "user {uid} (pid {pid}) may not read: be root, or join the group that socket_group names"
-        )),
-        Err(error) => forbidden(format!("the kernel does not tell who connected: {error}")),
+impl Door for Listener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.socket.accept().await?.0)
+    }
+
+    fn admit(&self, stream: &UnixStream) -> Result<Option<PeerPid>, Problem> {
+        let forbidden = |detail| Err(Problem::new(StatusCode::FORBIDDEN, detail));
+        match Peer::of(stream) {
+            Ok(peer) if self.access.allows(&peer) => Ok(Some(PeerPid(Tgid(peer.pid)))),
+            Ok(Peer { pid, uid, .. }) => forbidden(format!(
+                "user {uid} (pid {pid}) may not read: be root, or join the group that socket_group names"
+            )),
+            Err(error) => forbidden(format!("the kernel does not tell who connected: {error}")),
+        }
+    }
+}
+
+/// It listens on the loopback interface only: everybody who comes is on this machine.
+impl Door for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        Ok(self.accept().await?.0)
+    }
+
+    fn admit(&self, _stream: &TcpStream) -> Result<Option<PeerPid>, Problem> {
+        Ok(None)
     }
 }
 

@@ -52,6 +52,7 @@ impl Server {
             events: Arc::clone(&events),
             doctor: Bytes::from_static(b"{\"facts\":[]}"),
             origin: Origin::Live { recording: None },
+            metrics_top: 20,
             shutdown: shutdown.clone(),
         };
         let task = tokio::spawn(server::run(listener, shared, shutdown));

@@ -475,6 +475,18 @@ impl<'a> HealthView<'a> {
     }
 }
 
+impl HealthView<'_> {
+    /// The agent's version.
+    pub(super) fn version(&self) -> &str {
+        &self.agent.version
+    }
+
+    /// Whether the agent does all it should.
+    pub(super) const fn is_well(&self) -> bool {
+        self.reasons.is_empty()
+    }
+}
+
 /// Why the agent does not do all it should.
 fn reasons(snapshot: &Snapshot, now: BootTime) -> Vec<String> {
     /// A snapshot this many ticks old is late.
