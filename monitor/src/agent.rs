@@ -17,7 +17,7 @@ use crate::{
     history::{Identity, Limits, Origin, Recorder},
     kernel::{attach::Loader, support::Support},
     model::{Model, Retention, snapshot::Snapshot},
-    output::console::Console,
+    output::{console::Console, timeseries::TimeSeries},
     privileges,
     sample::Sample,
     serve, service,
@@ -84,6 +84,9 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     if let Some(recorder) = agent.recorder.take() {
         tokio::task::block_in_place(|| recorder.finish());
     }
+    if let Some(timeseries) = agent.timeseries.take() {
+        tokio::task::block_in_place(|| timeseries.finish());
+    }
     server.await.context("the server ended badly")?;
     if let Some(console) = console {
         // It may be stuck in a terminal that was stopped, or a pipe that nobody empties: that must not keep the agent.
@@ -110,6 +113,7 @@ struct Agent {
     gpus: GpuReader,
     events: Arc<EventLog>,
     recorder: Option<Recorder>,
+    timeseries: Option<TimeSeries>,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to compare the model with /proc and cgroupfs; none while records tell everything.
@@ -139,6 +143,7 @@ impl Agent {
             gpus: GpuReader::new(config),
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
             recorder: start_recorder(config, &report)?,
+            timeseries: start_timeseries(config)?,
             report: Arc::new(report),
             lost_before: 0,
             sweep_at: None,
@@ -169,12 +174,12 @@ impl Agent {
             tokio::select! {
                 () = end.reached() => {
                     // What happened until now is still told.
-                    snapshots.send_replace(Arc::new(self.tick()));
+                    self.publish(snapshots);
                     return;
                 }
                 () = self.collector.filling() => self.take_moments(),
                 _ = drain.tick() => self.between_ticks(),
-                _ = tick.tick() => drop(snapshots.send_replace(Arc::new(self.tick()))),
+                _ = tick.tick() => self.publish(snapshots),
                 _ = say_alive.tick(), if alive_every.is_some() => service::alive(),
                 _ = open_window.tick(), if sampled => {
                     self.meter.open_window();
@@ -205,6 +210,14 @@ impl Agent {
             let sample = self.read();
             self.take(sample);
         }
+    }
+
+    fn publish(&mut self, snapshots: &watch::Sender<Arc<Snapshot>>) {
+        let snapshot = Arc::new(self.tick());
+        if let Some(timeseries) = &mut self.timeseries {
+            timeseries.take(&snapshot);
+        }
+        snapshots.send_replace(snapshot);
     }
 
     fn tick(&mut self) -> Snapshot {
@@ -293,6 +306,16 @@ fn start_recorder(config: &Config, report: &doctor::Report) -> anyhow::Result<Op
     };
     let limits = Limits { max_bytes: config.record.max_bytes, keep: config.record.keep };
     Ok(Some(Recorder::start(Path::new(path), limits, origin)?))
+}
+
+/// Starts to write CSV, where the configuration says so.
+fn start_timeseries(config: &Config) -> anyhow::Result<Option<TimeSeries>> {
+    let path = &config.timeseries_path;
+    let start = || {
+        TimeSeries::start(path, config.csv_max_bytes)
+            .with_context(|| format!("cannot write CSV files to {}: name another directory by --csv", path.display()))
+    };
+    config.export_timeseries.then(start).transpose()
 }
 
 /// What ends the agent.

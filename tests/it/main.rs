@@ -25,6 +25,8 @@ mod service;
 mod shutdown;
 mod snapshot;
 mod socket;
+#[cfg(not(feature = "vm"))]
+mod timeseries;
 mod usage;
 #[cfg(feature = "vm")]
 mod vm;

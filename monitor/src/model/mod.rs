@@ -64,6 +64,8 @@ pub struct Model {
     #[serde(default)]
     gpus: Gpus,
     last_snapshot: Option<BootTime>,
+    #[serde(default)]
+    snapshots_total: u64,
 }
 
 /// Cgroups and processes that files were read of.
@@ -105,6 +107,7 @@ impl Model {
             read_before: Busy::default(),
             gpus: Gpus::default(),
             last_snapshot: None,
+            snapshots_total: 0,
         }
     }
 
@@ -180,6 +183,8 @@ impl Model {
     pub fn snapshot(&mut self, sample: &Sample) -> Snapshot {
         let tick = self.last_snapshot.map_or(Duration::ZERO, |last| sample.time.since(last));
         self.last_snapshot = Some(sample.time);
+        let number = self.snapshots_total;
+        self.snapshots_total += 1;
         // What was counted before the first tick is no rate of anything.
         let seconds = if tick.is_zero() { f64::INFINITY } else { tick.as_secs_f64() };
         self.host.rates = mem::take(&mut self.host_added).per_second(seconds);
@@ -189,6 +194,7 @@ impl Model {
         self.gpus.join(&mut self.processes, &mut self.cgroups);
         Snapshot {
             time: sample.time,
+            number,
             tick,
             since: self.since,
             hierarchy: self.hierarchy,

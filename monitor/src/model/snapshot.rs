@@ -21,6 +21,8 @@ use std::{sync::Arc, time::Duration};
 pub struct Snapshot {
     /// When it was taken.
     pub time: BootTime,
+    /// Snapshots taken before it.
+    pub number: u64,
     /// Time since the snapshot before it: what rates are over. Zero in the first one.
     pub tick: Duration,
     /// When counting began.

@@ -23,6 +23,7 @@ const SECOND: u64 = 1_000_000_000;
 pub(crate) fn snapshot() -> Snapshot {
     Snapshot {
         time: BootTime(100 * SECOND),
+        number: 72,
         tick: Duration::from_secs(1),
         since: BootTime(28 * SECOND),
         hierarchy: "v2",
