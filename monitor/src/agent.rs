@@ -16,6 +16,7 @@ use crate::{
     event_log::{DEFAULT_CAPACITY, EventLog},
     history::{Identity, Limits, Origin, Recorder},
     kernel::{attach::Loader, support::Support},
+    mark::Mark,
     model::{Model, Retention, snapshot::Snapshot},
     output::{console::Console, timeseries::TimeSeries},
     privileges,
@@ -28,7 +29,7 @@ use anyhow::Context;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
@@ -41,6 +42,8 @@ const HARVEST_AFTER: Duration = Duration::from_millis(700);
 const HARVEST_AT: usize = 1024;
 /// A sweep after a loss is done once more after this long: what was just ending at the first one has ended by then.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
+/// Marks that may wait for the loop, which takes them at once; a client is told where there is no room for more.
+const MARKS: usize = 64;
 /// How long the console may take to end.
 const CONSOLE_ENDS_WITHIN: Duration = Duration::from_millis(500);
 /// How often to look for what began and ended where no records tell.
@@ -64,11 +67,13 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
     let (shutdown, ending) = watch::channel(false);
     let listener = claim.listen()?;
+    let (marks, mut posted) = mpsc::channel(MARKS);
     let state = serve::State {
         snapshots: latest.clone(),
         events: agent.events.clone(),
         doctor: agent.report.clone(),
         recording: agent.recorder.as_ref().map(Recorder::status),
+        marks,
     };
     let server = tokio::spawn(serve::serve(listener, state, ending.clone()));
     let console = config.console.then(|| {
@@ -77,7 +82,7 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     });
 
     service::ready();
-    agent.work(&config, &snapshots, &mut end).await;
+    agent.work(&config, &snapshots, &mut posted, &mut end).await;
     service::ending();
 
     shutdown.send_replace(true);
@@ -157,7 +162,13 @@ impl Agent {
         self.tick()
     }
 
-    async fn work(&mut self, config: &Config, snapshots: &watch::Sender<Arc<Snapshot>>, end: &mut End) {
+    async fn work(
+        &mut self,
+        config: &Config,
+        snapshots: &watch::Sender<Arc<Snapshot>>,
+        marks: &mut mpsc::Receiver<Mark>,
+        end: &mut End,
+    ) {
         let (mut drain, mut tick) = (every(DRAIN_EVERY), every(config.tick));
         let sampled = !config.cost.every.is_zero();
         let mut open_window = every(if sampled { config.cost.every } else { Duration::MAX });
@@ -180,6 +191,9 @@ impl Agent {
                 () = self.collector.filling() => self.take_moments(),
                 _ = drain.tick() => self.between_ticks(),
                 _ = tick.tick() => self.publish(snapshots),
+                Some(mark) = marks.recv() => {
+                    self.take(Sample { time: BootTime::now(), mark: Some(mark), ..Sample::default() });
+                }
                 _ = say_alive.tick(), if alive_every.is_some() => service::alive(),
                 _ = open_window.tick(), if sampled => {
                     self.meter.open_window();

@@ -14,6 +14,7 @@ mod deploy;
 #[cfg(not(feature = "vm"))]
 mod gpu;
 mod lifecycle;
+mod marks;
 mod maps;
 mod page_fault;
 #[cfg(not(feature = "vm"))]

@@ -21,8 +21,8 @@ fn cgroup(agent: &Agent, path: &str) -> Result<Value> {
 }
 
 /// Waits until something of the newest snapshot is so: what rests is looked at again a tick later.
-fn soon<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
-    wait_until(what, PATIENCE, || look())
+fn soon<T>(what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    wait_until(what, PATIENCE, look)
 }
 
 /// The agent's names, and where the kernel tells the same: a file, and a name in it.

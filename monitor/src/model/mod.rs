@@ -19,6 +19,7 @@ use crate::{
     constant::{self, Name},
     event::Event,
     ids::{CgroupId, DeviceId, ProcessId},
+    mark::Mark,
     reading::{Candidate, MemoryReading, Readings, Watched},
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
     time::BootTime,
@@ -66,6 +67,8 @@ pub struct Model {
     last_snapshot: Option<BootTime>,
     #[serde(default)]
     snapshots_total: u64,
+    #[serde(default)]
+    mark: Option<Arc<Mark>>,
 }
 
 /// Cgroups and processes that files were read of.
@@ -108,6 +111,7 @@ impl Model {
             gpus: Gpus::default(),
             last_snapshot: None,
             snapshots_total: 0,
+            mark: None,
         }
     }
 
@@ -138,6 +142,9 @@ impl Model {
         }
         if let Some(reading) = &sample.gpus {
             self.gpus.take(reading);
+        }
+        if let Some(mark) = &sample.mark {
+            self.mark = Some(Arc::new(mark.after(self.mark.as_deref())));
         }
         self.read(&sample.readings, sample.time);
         for id in &sample.found.gone {
@@ -197,6 +204,7 @@ impl Model {
             number,
             tick,
             since: self.since,
+            mark: self.mark.clone(),
             hierarchy: self.hierarchy,
             host: self.host.clone(),
             host_usage: self.host_usage.as_ref().map(|(_, usage)| usage.clone()),

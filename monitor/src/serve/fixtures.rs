@@ -26,6 +26,7 @@ pub(crate) fn snapshot() -> Snapshot {
         number: 72,
         tick: Duration::from_secs(1),
         since: BootTime(28 * SECOND),
+        mark: None,
         hierarchy: "v2",
         host: subject(7, 605.0, Some(150)),
         host_usage: None,

@@ -11,6 +11,7 @@ mod fields;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod gpu;
+mod marks;
 mod problem;
 mod recorded;
 mod routes;

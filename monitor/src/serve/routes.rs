@@ -1,7 +1,7 @@
 //! The endpoints.
 
 use super::{
-    answer, events,
+    answer, events, marks,
     problem::Problem,
     select::{self, Parameters, Selected, Selection},
     view::{HealthView, WholeHostView},
@@ -10,6 +10,7 @@ use crate::{
     event_log::EventLog,
     gpu::Gpu,
     history::{Identity, Status},
+    mark::Mark,
     model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
     time::BootTime,
 };
@@ -19,11 +20,11 @@ use axum::{
     extract::{FromRequestParts, Query, State},
     http::{Method, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse as _, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde_json::json;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// The endpoints and what they answer, as `/` lists them.
 pub(super) const ENDPOINTS: &[(&str, &str)] = &[
@@ -37,7 +38,11 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
     ("/v1/gpus", "GPUs and their MIG instances; ?sort= &limit="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     ("/v1/doctor", "what this host offers, and how each source was attached"),
+    (MARKS, "POST {\"step\", \"epoch\", \"labels\"}: where a training loop is, for the snapshots to come"),
 ];
+
+/// The only endpoint that takes POST.
+pub(super) const MARKS: &str = "/v1/marks";
 
 /// What the endpoints answer from.
 #[derive(Clone)]
@@ -57,6 +62,8 @@ pub(super) enum Origin {
     Live {
         /// The recording that it makes.
         recording: Option<Arc<Status>>,
+        /// Where marks go.
+        marks: mpsc::Sender<Mark>,
     },
     /// Those that another one would have given.
     Recorded(Identity),
@@ -82,13 +89,14 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/gpus", get(list::<Gpu>))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
+        .route(MARKS, post(marks::post).layer(marks::body_limit()).fallback(marks::post_only))
         .fallback(nowhere)
         .method_not_allowed_fallback(not_allowed)
         .with_state(shared)
 }
 
 /// A request's query, decoded.
-struct Given(Vec<(String, String)>);
+pub(super) struct Given(Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Given {
     type Rejection = Problem;
@@ -100,7 +108,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Given {
 }
 
 impl Given {
-    fn parameters(&self) -> &Parameters {
+    pub(super) fn parameters(&self) -> &Parameters {
         &self.0
     }
 }
@@ -115,7 +123,7 @@ async fn health(State(shared): State<Shared>, given: Given) -> Result<Response, 
     select::no_parameters(given.parameters())?;
     let snapshot = shared.snapshot();
     Ok(answer::document(&match &shared.origin {
-        Origin::Live { recording } => {
+        Origin::Live { recording, .. } => {
             let recording = recording.as_ref().map(|recording| recording.told());
             HealthView::of(&snapshot, BootTime::now(), Identity::own(), recording)
         }

@@ -7,7 +7,7 @@ use super::{
     problem::Problem,
     routes::{self, Origin, Shared},
 };
-use crate::{doctor, event_log::EventLog, history, model::snapshot::Snapshot};
+use crate::{doctor, event_log::EventLog, history, mark::Mark, model::snapshot::Snapshot};
 use axum::{Router, body::Bytes, http::StatusCode};
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -17,7 +17,7 @@ use hyper_util::{
 use std::{io, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     net::UnixStream,
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -44,6 +44,8 @@ pub struct State {
     pub doctor: Arc<doctor::Report>,
     /// The recording that is being made, where one is.
     pub recording: Option<Arc<history::Status>>,
+    /// Where marks go.
+    pub marks: mpsc::Sender<Mark>,
 }
 
 /// Serves until `shutdown` says true or its sender has gone, then lets running answers end, at most 2 s.
@@ -52,8 +54,8 @@ pub async fn serve(listener: Listener, state: State, shutdown: watch::Receiver<b
         log::error!("the doctor's report cannot be written as JSON: {error}");
         b"{}".to_vec()
     });
-    let State { snapshots, events, recording, .. } = state;
-    let origin = Origin::Live { recording };
+    let State { snapshots, events, recording, marks, .. } = state;
+    let origin = Origin::Live { recording, marks };
     let shared = Shared { snapshots, events, doctor: Bytes::from(doctor), origin, shutdown: shutdown.clone() };
     run(listener, shared, shutdown).await;
 }

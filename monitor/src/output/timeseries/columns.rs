@@ -31,7 +31,7 @@ type OfSnapshot = (&'static str, fn(&Snapshot) -> String);
 type OfGpu = (&'static str, fn(&Gpu) -> String);
 
 const BEGIN: &[OfSnapshot] = &[
-    ("step", |s| s.number.to_string()),
+    ("step", |s| s.step().to_string()),
     ("timestamp", |s| humantime::format_rfc3339_millis(s.time.wall()).to_string()),
 ];
 
@@ -64,6 +64,8 @@ const HOST: &[OfSnapshot] = &[
     ("busiest_tree_pid", |s| busiest_tree(s).map(|tree| tree.root.tgid.0.to_string()).unwrap_or_default()),
     ("busiest_tree_cpu_percent", |s| percent(busiest_tree(s).and_then(|tree| Some(tree.usage?.cpu_per_second)))),
     ("busiest_tree_memory_mb", |s| megabytes(busiest_tree(s).and_then(|tree| Some(tree.usage?.resident_bytes as f64)))),
+    ("epoch", |s| s.mark.as_ref().and_then(|mark| mark.epoch).map(|epoch| epoch.to_string()).unwrap_or_default()),
+    ("labels", |s| labels(s).map(|labels| text(&labels)).unwrap_or_default()),
 ];
 
 const GPU_END: &[OfGpu] = &[
@@ -180,6 +182,11 @@ fn disks(snapshot: &Snapshot, rate: impl Fn(&DiskRates) -> f64) -> Option<f64> {
 /// A rate of a source that counts, over a tick that was.
 fn counted(snapshot: &Snapshot, source: Source, rate: impl Fn(&Rates) -> f64) -> Option<f64> {
     (snapshot.coverage.is_live(source) && !snapshot.tick.is_zero()).then(|| rate(&snapshot.host.rates))
+}
+
+/// The labels of the last mark, as a JSON object.
+fn labels(snapshot: &Snapshot) -> Option<String> {
+    serde_json::to_string(snapshot.mark.as_ref()?.labels.as_ref()?).ok()
 }
 
 /// The tree that uses most CPU.

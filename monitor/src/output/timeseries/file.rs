@@ -41,11 +41,6 @@ impl RowFile {
         Ok(rows)
     }
 
-    /// Where it is.
-    pub(super) fn path(&self) -> &Path {
-        &self.path
-    }
-
     /// Whether it takes rows of these columns, of this length: else another one is to be opened.
     pub(super) fn has_room(&self, header: &[u8], row_bytes: usize, max_bytes: u64) -> io::Result<bool> {
         let metadata = self.file.metadata()?;
@@ -70,7 +65,7 @@ impl RowFile {
         match self.file.write(line) {
             Ok(written) if written == line.len() => Ok(()),
             // A part of it fitted a disk that is full now.
-            Ok(_) => self.file.set_len(before).and(Err(io::ErrorKind::StorageFull.into())),
+            Ok(_) => self.file.set_len(before).and(Err(io::Error::from_raw_os_error(libc::ENOSPC))),
             Err(error) => Err(error),
         }
     }
@@ -182,7 +177,7 @@ mod tests {
         rows.append(b"1,2\n").unwrap();
         assert!(rows.has_room(HEADER, 9, 20).unwrap() && !rows.has_room(HEADER, 10, 20).unwrap());
         assert!(!rows.has_room(b"step,b\n", 1, 20).unwrap());
-        fs::remove_file(rows.path()).unwrap();
+        fs::remove_file(&rows.path).unwrap();
         assert!(rows.is_deleted().unwrap());
     }
 

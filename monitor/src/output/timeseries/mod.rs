@@ -142,8 +142,8 @@ impl Writer {
     }
 }
 
-fn epoch(_snapshot: &Snapshot) -> u64 {
-    NO_EPOCH
+fn epoch(snapshot: &Snapshot) -> u64 {
+    snapshot.mark.as_ref().and_then(|mark| mark.epoch).unwrap_or(NO_EPOCH)
 }
 
 #[cfg(test)]

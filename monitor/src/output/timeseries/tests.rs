@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     gpu::{Gpu, GpuMemory},
+    mark::Mark,
     model::{snapshot::Tree, usage::TreeUsage},
     serve::fixtures,
 };
@@ -76,6 +77,21 @@ fn names_are_no_formulas_and_no_lines() {
     assert_eq!(rows[0]["busiest_tree_cpu_percent"], "150");
     let lines = fs::read_to_string(directory.path().join("epoch_0.csv")).unwrap().lines().count();
     assert_eq!(lines, 1 + names.len());
+}
+
+#[test]
+fn a_mark_tells_step_and_epoch_and_an_epoch_has_a_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut writer = writer(directory.path());
+    let labels = Some([("run".to_owned(), "=a".to_owned())].into());
+    for (step, epoch) in [(7, 1), (8, 2), (9, 1)] {
+        let mark = Mark { step: Some(step), epoch: Some(epoch), labels: labels.clone() };
+        writer.take(&Snapshot { mark: Some(Arc::new(mark)), ..fixtures::snapshot() });
+    }
+    let steps = |name| rows(directory.path(), name).iter().map(|row| row["step"].clone()).collect::<Vec<_>>();
+    assert_eq!((steps("epoch_1.csv"), steps("epoch_2.csv")), (vec!["7".into(), "9".into()], vec!["8".into()]));
+    let row = &rows(directory.path(), "epoch_2.csv")[0];
+    assert_eq!((&*row["epoch"], &*row["labels"]), ("2", "{\"run\":\"=a\"}"));
 }
 
 #[test]
