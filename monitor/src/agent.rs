@@ -238,16 +238,21 @@ impl Agent {
         if let Some(recorder) = &mut self.recorder {
             recorder.begin_chapter_if_due(&self.model);
         }
-        let mut sample = self.read();
-        sample.coverage = Arc::new(self.collector.coverage());
-        sample.cost = Arc::new(self.meter.read(&self.collector, sample.time));
-        sample.gpus = Some(self.gpus.read(sample.time));
-        let sample = self.take(sample);
-        // Only now: who is there, and what of it moved, is in the sample.
-        let readings = self.node.read(&self.model, sample.time);
-        self.take(Sample { time: sample.time, readings, ..Sample::default() });
+        let sample = self.read();
+        let time = sample.time;
+        self.take(sample);
+        let polled = Sample {
+            time,
+            // Only now is it known who is there, and what of it moved.
+            readings: self.node.read(&self.model, time),
+            gpus: Some(self.gpus.read(time)),
+            coverage: Arc::new(self.collector.coverage()),
+            cost: Arc::new(self.meter.read(&self.collector, time)),
+            ..Sample::default()
+        };
+        let sample = self.take(polled);
         if let Some(recorder) = &mut self.recorder {
-            recorder.snapshot(sample.time);
+            recorder.snapshot(time);
         }
         self.model.snapshot(&sample)
     }

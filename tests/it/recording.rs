@@ -245,12 +245,12 @@ fn without_a_recording_there_is_no_thread_for_it() -> Result<()> {
 #[test]
 fn a_full_disk_stops_the_recording_and_not_the_agent() -> Result<()> {
     let _machine = Machine::claim()?;
-    let disk = SmallDisk::new(1 << 20)?;
+    let disk = SmallDisk::new(8 << 20)?;
     let records = disk.path().join("records/");
     let agent = Agent::start(&["--record", &format!("{}/", records.display())])?;
     agent.settle()?;
     let filler = disk.path().join("filler");
-    ensure!(fs::write(&filler, vec![1; 2 << 20]).is_err(), "the disk is larger than it should be");
+    ensure!(fs::write(&filler, vec![1; 16 << 20]).is_err(), "the disk is larger than it should be");
     let stopped = wait_until("the agent to notice", PATIENCE, || {
         let health = agent.get("/v1/health")?;
         Ok(json::at(&health, "recording.stopped")?.is_string().then_some(health))

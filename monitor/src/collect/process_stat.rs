@@ -11,8 +11,8 @@ use crate::{
 };
 use std::{
     cmp::Reverse,
-    collections::HashMap,
-    fs,
+    collections::{HashMap, hash_map::Entry},
+    fs::{self, File},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -20,17 +20,25 @@ use std::{
 
 /// A process that does not change is looked at once in so many ticks.
 const REST: u32 = 8;
+/// A process that goes on changing is read in full, by three more files, every so many ticks.
+const FULL_EVERY: u64 = 16;
+/// Or when its resident memory has changed by so much, or by a sixteenth.
+const FULL_BYTES: u64 = 1 << 20;
 /// Time for smaps_rollup in one tick: reading it walks a process's page tables.
-const SHARES_TIME: Duration = Duration::from_millis(3);
+const SHARES_TIME: Duration = Duration::from_millis(1);
 /// At most so many of them in one tick.
-const SHARES_COUNT: usize = 16;
+const SHARES_COUNT: usize = 8;
 /// Ticks before a process's shares are read again, though it goes on changing.
-const SHARES_AGE: u64 = 10;
+const SHARES_AGE: u64 = 30;
+/// Processes whose stat files are kept open: reading one again costs a sixth of opening it. Each takes the kernel some 4 KiB.
+const MOST_KEPT: usize = 512;
 
 /// Reads processes.
 #[derive(Debug, Default)]
 pub struct ProcessStat {
     known: HashMap<ProcessKey, Known>,
+    /// /proc/PID/stat of some that go on changing.
+    kept: HashMap<ProcessKey, File>,
     tick: u64,
     buffer: Buffer,
 }
@@ -50,6 +58,9 @@ struct Known {
     still: u32,
     /// When to look again.
     next: u64,
+    /// When it is read in full at the latest, and its resident memory when it was.
+    full_at: u64,
+    resident_bytes: u64,
     /// Whether its shares are to be read, and when and of how much memory they were.
     wants_shares: bool,
     shares_at: Option<u64>,
@@ -68,6 +79,8 @@ impl ProcessStat {
         }
         let tick = self.tick;
         self.known.retain(|_, known| known.seen == tick);
+        let known = &self.known;
+        self.kept.retain(|key, _| known.get(key).is_some_and(|known| known.still < 2));
         self.add_shares(&mut readings);
         readings
     }
@@ -86,7 +99,20 @@ impl ProcessStat {
     /// Reads a process, in full if it has changed or has just come to rest; none when it has gone, or goes on resting.
     fn look(&mut self, known: &mut Known, moved: bool) -> Option<ProcessReading> {
         let directory = PathBuf::from(format!("/proc/{}", known.id.tgid));
-        let (start_tick, mut reading) = parse_stat(self.buffer.read(&directory.join("stat")).ok()?)?;
+        let key = known.id.key();
+        if known.next != 0
+            && known.changed
+            && self.kept.len() < MOST_KEPT
+            && let Entry::Vacant(place) = self.kept.entry(key)
+            && let Ok(file) = File::open(directory.join("stat"))
+        {
+            place.insert(file);
+        }
+        let text = match self.kept.get(&key) {
+            Some(file) => self.buffer.reread(file),
+            None => self.buffer.read(&directory.join("stat")),
+        };
+        let (Identity { start_tick, resident_bytes }, mut reading) = parse_stat(text.ok()?)?;
         // Another process has the pid by now.
         if start_tick != known.id.key().start_tick {
             return None;
@@ -100,6 +126,14 @@ impl ProcessStat {
         if known.still > 1 && !moved {
             return None;
         }
+        let apart = resident_bytes.abs_diff(known.resident_bytes);
+        let is_full = self.tick >= known.full_at || apart >= FULL_BYTES.min(known.resident_bytes / 16) && apart > 0;
+        if known.changed && !is_full {
+            return Some(reading);
+        }
+        // Not all of them in the same tick.
+        known.full_at = self.tick + FULL_EVERY / 2 + u64::from(known.id.tgid.0) % FULL_EVERY;
+        known.resident_bytes = resident_bytes;
         reading.resident = self.buffer.read(&directory.join("status")).ok().and_then(parse_status);
         reading.storage = self.buffer.read(&directory.join("io")).ok().map(parse_io);
         reading.open_files = open_files(&directory.join("fd"));
@@ -135,7 +169,9 @@ impl ProcessStat {
             reading.shares = read_shares(&mut self.buffer, id.tgid);
             known.wants_shares = false;
             known.shares_at = Some(self.tick);
-            known.shares_of = reading.resident.map_or(0, |resident| resident.total_bytes());
+            if let Some(resident) = reading.resident {
+                known.shares_of = resident.total_bytes();
+            }
             self.known.insert(id.key(), known);
         }
     }
@@ -153,6 +189,8 @@ impl Known {
             changed: true,
             still: 0,
             next: 0,
+            full_at: 0,
+            resident_bytes: 0,
             wants_shares: false,
             shares_at: None,
             shares_of: 0,
@@ -164,8 +202,17 @@ fn read_shares(buffer: &mut Buffer, pid: Tgid) -> Option<Shares> {
     buffer.read(&PathBuf::from(format!("/proc/{pid}/smaps_rollup"))).ok().map(parse_shares)
 }
 
+/// What of /proc/PID/stat is not for others.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    /// When it started, in clock ticks since boot: a pid that is used again has another.
+    start_tick: u64,
+    /// As the kernel counts it: near enough to tell a change by.
+    resident_bytes: u64,
+}
+
 /// proc_pid_stat(5). Names may hold spaces and brackets, so fields are counted from the last bracket.
-fn parse_stat(text: &str) -> Option<(u64, ProcessReading)> {
+fn parse_stat(text: &str) -> Option<(Identity, ProcessReading)> {
     let (_, rest) = text.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3).and_then(|field| field.parse::<u64>().ok());
@@ -178,7 +225,7 @@ fn parse_stat(text: &str) -> Option<(u64, ProcessReading)> {
         io_delay_ns: field(42).filter(|&ticks| ticks > 0).map(|ticks| ticks * TICK_NS),
         ..ProcessReading::default()
     };
-    Some((field(22)?, reading))
+    Some((Identity { start_tick: field(22)?, resident_bytes: field(24)? * 4096 }, reading))
 }
 
 /// proc_pid_status(5); kernel threads have no such lines.
@@ -236,7 +283,7 @@ mod tests {
 
     fn myself() -> ProcessId {
         let stat = fs::read_to_string("/proc/self/stat").unwrap();
-        let (start_tick, _) = parse_stat(&stat).unwrap();
+        let (Identity { start_tick, .. }, _) = parse_stat(&stat).unwrap();
         ProcessId { tgid: Tgid(std::process::id()), start_ns: start_tick * TICK_NS }
     }
 
@@ -262,7 +309,7 @@ mod tests {
     #[test]
     fn what_rests_is_looked_at_less_and_less_often() {
         // kthreadd does nothing unless a kernel thread is made.
-        let (start_tick, _) = parse_stat(&fs::read_to_string("/proc/2/stat").unwrap()).unwrap();
+        let (Identity { start_tick, .. }, _) = parse_stat(&fs::read_to_string("/proc/2/stat").unwrap()).unwrap();
         let kthreadd = ProcessId { tgid: Tgid(2), start_ns: start_tick * TICK_NS };
         let mut stat = ProcessStat::default();
         let mut looks = 0;
@@ -283,8 +330,9 @@ mod tests {
     fn numbers_are_those_of_the_files() {
         let stat =
             "7 (a ) b) S 1 7 7 0 -1 4194304 101 5 2 0 3 4 0 0 20 0 6 0 99 1 2 3 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 8 0 0";
-        let (start, reading) = parse_stat(stat).unwrap();
-        assert_eq!((start, reading.cpu_ns, reading.threads), (99, 7 * TICK_NS, 6));
+        let (identity, reading) = parse_stat(stat).unwrap();
+        assert_eq!(identity, Identity { start_tick: 99, resident_bytes: 2 * 4096 });
+        assert_eq!((reading.cpu_ns, reading.threads), (7 * TICK_NS, 6));
         assert_eq!((reading.minor_faults, reading.major_faults, reading.io_delay_ns), (101, 2, Some(8 * TICK_NS)));
         let status = "Name:\tx\nRssAnon:\t       4 kB\nRssFile:\t 8 kB\nRssShmem:\t 0 kB\nVmSwap:\t 1 kB\n";
         let resident = parse_status(status).unwrap();

@@ -18,6 +18,7 @@ mod routes;
 mod select;
 mod server;
 mod socket;
+mod stats;
 #[cfg(test)]
 mod tests;
 mod usage;

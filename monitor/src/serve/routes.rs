@@ -4,18 +4,20 @@ use super::{
     answer, events, marks,
     problem::Problem,
     select::{self, Parameters, Selected, Selection},
+    stats::Stats,
     view::{HealthView, WholeHostView},
 };
 use crate::{
     event_log::EventLog,
     gpu::Gpu,
     history::{Identity, Status},
+    ids::Tgid,
     mark::Mark,
     model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
     time::BootTime,
 };
 use axum::{
-    Router,
+    Extension, Router,
     body::Bytes,
     extract::{FromRequestParts, Query, State},
     http::{Method, StatusCode, Uri, header, request::Parts},
@@ -36,6 +38,7 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
     ("/v1/cgroups", "cgroups, each with all below it; ?container= &sort= &limit="),
     ("/v1/block_devices", "block devices; ?sort= &limit="),
     ("/v1/gpus", "GPUs and their MIG instances; ?sort= &limit="),
+    ("/v1/stats", "memory and processes of the asking process's tree, for a server to forward; ?pid="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     ("/v1/doctor", "what this host offers, and how each source was attached"),
     (MARKS, "POST {\"step\", \"epoch\", \"labels\"}: where a training loop is, for the snapshots to come"),
@@ -54,6 +57,10 @@ pub(super) struct Shared {
     pub(super) origin: Origin,
     pub(super) shutdown: watch::Receiver<bool>,
 }
+
+/// Who asks, where the kernel tells.
+#[derive(Clone, Copy)]
+pub(super) struct PeerPid(pub(super) Tgid);
 
 /// Whose answers these are.
 #[derive(Clone)]
@@ -87,6 +94,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/cgroups", get(list::<Cgroup>))
         .route("/v1/block_devices", get(list::<BlockDevice>))
         .route("/v1/gpus", get(list::<Gpu>))
+        .route("/v1/stats", get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
         .route(MARKS, post(marks::post).layer(marks::body_limit()).fallback(marks::post_only))
@@ -145,6 +153,16 @@ async fn list<T: Selected>(State(shared): State<Shared>, given: Given) -> Result
     let snapshot = shared.snapshot();
     let chosen = Selection::<T>::parse(given.parameters())?.choose(&snapshot);
     Ok(answer::list::<T>(snapshot, chosen))
+}
+
+async fn stats(
+    State(shared): State<Shared>,
+    peer: Option<Extension<PeerPid>>,
+    given: Given,
+) -> Result<Response, Problem> {
+    let pid = select::pid(given.parameters())?.or(peer.map(|Extension(PeerPid(pid))| pid));
+    let pid = pid.ok_or_else(|| Problem::query("who asks is not known here: give ?pid="))?;
+    Ok(answer::document(&Stats::of(&shared.snapshot(), pid)?))
 }
 
 async fn moments(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {

@@ -171,6 +171,16 @@ pub(super) fn follow(parameters: &Parameters) -> Result<bool, Problem> {
     }
 }
 
+/// The one parameter `pid` of the stats.
+pub(super) fn pid(parameters: &Parameters) -> Result<Option<Tgid>, Problem> {
+    refuse_repeated(parameters)?;
+    match parameters {
+        [] => Ok(None),
+        [(name, value)] if name == "pid" => Ok(Some(Tgid(number(name, value)?))),
+        [(name, _), ..] => Err(unknown(name, &["pid"])),
+    }
+}
+
 fn limit(value: &str) -> Result<usize, Problem> {
     let limit = value.parse().ok().filter(|limit| (1..=MAX_LIMIT).contains(limit));
     limit.ok_or_else(|| Problem::query(format!("limit={value}: it takes a number from 1 to {MAX_LIMIT}")))

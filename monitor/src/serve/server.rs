@@ -5,10 +5,10 @@ use super::{
     access::{Access, Peer},
     events::ended,
     problem::Problem,
-    routes::{self, Origin, Shared},
+    routes::{self, Origin, PeerPid, Shared},
 };
-use crate::{doctor, event_log::EventLog, history, mark::Mark, model::snapshot::Snapshot};
-use axum::{Router, body::Bytes, http::StatusCode};
+use crate::{doctor, event_log::EventLog, history, ids::Tgid, mark::Mark, model::snapshot::Snapshot};
+use axum::{Extension, Router, body::Bytes, http::StatusCode};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -76,7 +76,7 @@ pub(super) async fn run(listener: Listener, shared: Shared, mut shutdown: watch:
                         Err(_) => (Arc::clone(&refusals).try_acquire_owned(), admitted.and(Err(crowded()))),
                     };
                     if let Ok(place) = place {
-                        let router = admitted.map(|()| router.clone());
+                        let router = admitted.map(|peer| router.clone().layer(Extension(PeerPid(Tgid(peer.pid)))));
                         connections.spawn(connection(stream, router, place, shutdown.clone()));
                     }
                 }
@@ -120,11 +120,11 @@ async fn connection(
     }
 }
 
-/// Whether whoever connected may read.
-fn admit(stream: &UnixStream, access: Access) -> Result<(), Problem> {
+/// Who connected, if they may read.
+fn admit(stream: &UnixStream, access: Access) -> Result<Peer, Problem> {
     let forbidden = |detail| Err(Problem::new(StatusCode::FORBIDDEN, detail));
     match Peer::of(stream) {
-        Ok(peer) if access.allows(&peer) => Ok(()),
+        Ok(peer) if access.allows(&peer) => Ok(peer),
         Ok(Peer { pid, uid, .. }) => forbidden(format!(
             "user {uid} (pid {pid}) may not read: be root, or join the group that socket_group names"
         )),

@@ -49,21 +49,22 @@ fn on_a_throttled_disk_queue_and_device_time_are_told_apart() -> Result<()> {
     crowd.iter_mut().try_for_each(|workload| workload.send(&format!("direct read {path} 3 4096")))?;
     let waited: Vec<Value> = crowd.iter_mut().map(Workload::receive).collect::<Result<_>>()?;
     agent.settle()?;
-    let mut queued = 0;
+    let (mut queued, mut served) = (0, 0);
     for (workload, waited) in crowd.iter().zip(&waited) {
         let told = agent.process(workload.pid())?;
         let max = |latency: &str| json::count(&told, &format!("block_io.{latency}.max_ns"));
         let (queue, device, longest) = (max("queue_latency")?, max("device_latency")?, json::count(waited, "max_ns")?);
         queued += usize::from(queue > period);
-        ensure!(device > period, "process {} hardly waited for the device: {told}", workload.pid());
+        served += usize::from(device > period);
         // Both are parts of what the caller saw; a sixteenth for the width of a bucket.
         ensure!(
             queue.max(device) <= longest + longest / 16,
             "{queue} ns queued, {device} ns in the device of {longest}"
         );
     }
-    // Who finds a place each time by luck does not queue; of twice as many as there are places, some must.
+    // Who finds a place each time by luck does not queue, or is served at once; of twice as many as there are places, some must.
     ensure!(queued >= DISK_QUEUE, "only {queued} of {} processes queued", crowd.len());
+    ensure!(served >= DISK_QUEUE, "only {served} of {} processes waited for the device", crowd.len());
     agent.stop()
 }
 
