@@ -16,8 +16,9 @@ use crate::{
     event_log::{DEFAULT_CAPACITY, EventLog},
     history::{Identity, Limits, Origin, Recorder},
     kernel::{attach::Loader, support::Support},
+    mark::Mark,
     model::{Model, Retention, snapshot::Snapshot},
-    output::console::Console,
+    output::{console::Console, timeseries::TimeSeries},
     privileges,
     sample::Sample,
     serve, service,
@@ -28,7 +29,7 @@ use anyhow::Context;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
@@ -41,6 +42,8 @@ const HARVEST_AFTER: Duration = Duration::from_millis(700);
 const HARVEST_AT: usize = 1024;
 /// A sweep after a loss is done once more after this long: what was just ending at the first one has ended by then.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
+/// Marks that may wait for the loop, which takes them at once; a client is told where there is no room for more.
+const MARKS: usize = 64;
 /// How long the console may take to end.
 const CONSOLE_ENDS_WITHIN: Duration = Duration::from_millis(500);
 /// How often to look for what began and ended where no records tell.
@@ -65,12 +68,14 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
     let (shutdown, ending) = watch::channel(false);
     let listener = claim.listen()?;
+    let (marks, mut posted) = mpsc::channel(MARKS);
     let state = serve::State {
         snapshots: latest.clone(),
         events: agent.events.clone(),
         doctor: agent.report.clone(),
         recording: agent.recorder.as_ref().map(Recorder::status),
         metrics_top: config.metrics.top as usize,
+        marks,
     };
     let metrics = scraped.map(|loopback| tokio::spawn(serve::serve_metrics(loopback, state.clone(), ending.clone())));
     let server = tokio::spawn(serve::serve(listener, state, ending.clone()));
@@ -80,12 +85,15 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     });
 
     service::ready();
-    agent.work(&config, &snapshots, &mut end).await;
+    agent.work(&config, &snapshots, &mut posted, &mut end).await;
     service::ending();
 
     shutdown.send_replace(true);
     if let Some(recorder) = agent.recorder.take() {
         tokio::task::block_in_place(|| recorder.finish());
+    }
+    if let Some(timeseries) = agent.timeseries.take() {
+        tokio::task::block_in_place(|| timeseries.finish());
     }
     server.await.context("the server ended badly")?;
     if let Some(metrics) = metrics {
@@ -116,6 +124,7 @@ struct Agent {
     gpus: GpuReader,
     events: Arc<EventLog>,
     recorder: Option<Recorder>,
+    timeseries: Option<TimeSeries>,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to compare the model with /proc and cgroupfs; none while records tell everything.
@@ -145,6 +154,7 @@ impl Agent {
             gpus: GpuReader::new(config),
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
             recorder: start_recorder(config, &report)?,
+            timeseries: start_timeseries(config)?,
             report: Arc::new(report),
             lost_before: 0,
             sweep_at: None,
@@ -158,7 +168,13 @@ impl Agent {
         self.tick()
     }
 
-    async fn work(&mut self, config: &Config, snapshots: &watch::Sender<Arc<Snapshot>>, end: &mut End) {
+    async fn work(
+        &mut self,
+        config: &Config,
+        snapshots: &watch::Sender<Arc<Snapshot>>,
+        marks: &mut mpsc::Receiver<Mark>,
+        end: &mut End,
+    ) {
         let (mut drain, mut tick) = (every(DRAIN_EVERY), every(config.tick));
         let sampled = !config.cost.every.is_zero();
         let mut open_window = every(if sampled { config.cost.every } else { Duration::MAX });
@@ -175,12 +191,15 @@ impl Agent {
             tokio::select! {
                 () = end.reached() => {
                     // What happened until now is still told.
-                    snapshots.send_replace(Arc::new(self.tick()));
+                    self.publish(snapshots);
                     return;
                 }
                 () = self.collector.filling() => self.take_moments(),
                 _ = drain.tick() => self.between_ticks(),
-                _ = tick.tick() => drop(snapshots.send_replace(Arc::new(self.tick()))),
+                _ = tick.tick() => self.publish(snapshots),
+                Some(mark) = marks.recv() => {
+                    self.take(Sample { time: BootTime::now(), mark: Some(mark), ..Sample::default() });
+                }
                 _ = say_alive.tick(), if alive_every.is_some() => service::alive(),
                 _ = open_window.tick(), if sampled => {
                     self.meter.open_window();
@@ -211,6 +230,14 @@ impl Agent {
             let sample = self.read();
             self.take(sample);
         }
+    }
+
+    fn publish(&mut self, snapshots: &watch::Sender<Arc<Snapshot>>) {
+        let snapshot = Arc::new(self.tick());
+        if let Some(timeseries) = &mut self.timeseries {
+            timeseries.take(&snapshot);
+        }
+        snapshots.send_replace(snapshot);
     }
 
     fn tick(&mut self) -> Snapshot {
@@ -304,6 +331,16 @@ fn start_recorder(config: &Config, report: &doctor::Report) -> anyhow::Result<Op
     };
     let limits = Limits { max_bytes: config.record.max_bytes, keep: config.record.keep };
     Ok(Some(Recorder::start(Path::new(path), limits, origin)?))
+}
+
+/// Starts to write CSV, where the configuration says so.
+fn start_timeseries(config: &Config) -> anyhow::Result<Option<TimeSeries>> {
+    let path = &config.timeseries_path;
+    let start = || {
+        TimeSeries::start(path, config.csv_max_bytes)
+            .with_context(|| format!("cannot write CSV files to {}: name another directory by --csv", path.display()))
+    };
+    config.export_timeseries.then(start).transpose()
 }
 
 /// What ends the agent.

@@ -50,6 +50,12 @@ pub struct Config {
     pub record: Record,
     /// What is told as metrics.
     pub metrics: Metrics,
+    /// Whether a row of every tick is written as CSV.
+    pub export_timeseries: bool,
+    /// The directory it is written to.
+    pub timeseries_path: PathBuf,
+    /// A file of it reaches at most this size before the next begins.
+    pub csv_max_bytes: u64,
     /// Calls of at least this many bytes are told as events.
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
@@ -180,6 +186,9 @@ impl Default for Config {
             },
             record: Record { path: None, max_bytes: 256 << 20, keep: Duration::from_secs(24 * 3600) },
             metrics: Metrics { top: 20, listen: None },
+            export_timeseries: false,
+            timeseries_path: PathBuf::from("resource_logs"),
+            csv_max_bytes: 64 << 20,
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
             gpu_monitoring: true,

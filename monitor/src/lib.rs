@@ -14,6 +14,7 @@ pub mod config;
 pub mod cost;
 pub mod coverage;
 pub mod gpu;
+pub mod mark;
 pub mod event;
 pub mod event_log;
 pub mod kernel;

@@ -5,6 +5,7 @@ use crate::{
     coverage::Coverage,
     gpu::GpuReading,
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    mark::Mark,
     raw,
     reading::Readings,
     time::BootTime,
@@ -31,6 +32,8 @@ pub struct Sample {
     pub readings: Readings,
     /// The last reading of the GPUs; none where they were not looked at.
     pub gpus: Option<Arc<GpuReading>>,
+    /// What a training loop told since the sample before.
+    pub mark: Option<Mark>,
     /// What was live, and what was lost.
     pub coverage: Arc<Coverage>,
     /// What the agent itself costs.

@@ -1,7 +1,7 @@
 //! Time inside the agent is the boot clock, in nanoseconds; wall time only appears where people read it.
 
 use serde::{Deserialize, Serialize};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A moment of the boot clock (`CLOCK_BOOTTIME`), which counts from boot and goes on through suspend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -15,6 +15,12 @@ impl BootTime {
         // SAFETY: `now` is a valid timespec for the kernel to write; the clock id is a constant every supported kernel knows.
         unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
         Self(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+    }
+
+    /// The wall clock's time at that moment, past or to come, by what both clocks show now.
+    pub fn wall(self) -> SystemTime {
+        let (now, wall) = (Self::now(), SystemTime::now());
+        wall - now.since(self) + self.since(now)
     }
 
     /// How long after `earlier` this is; zero when it is not after it.

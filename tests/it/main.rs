@@ -14,6 +14,7 @@ mod deploy;
 #[cfg(not(feature = "vm"))]
 mod gpu;
 mod lifecycle;
+mod marks;
 mod maps;
 // A real Prometheus.
 #[cfg(not(feature = "vm"))]
@@ -28,6 +29,8 @@ mod service;
 mod shutdown;
 mod snapshot;
 mod socket;
+#[cfg(not(feature = "vm"))]
+mod timeseries;
 mod usage;
 #[cfg(feature = "vm")]
 mod vm;

@@ -4,9 +4,8 @@
 use anyhow::{Result, ensure};
 use serde_json::Value;
 use std::{
-    ffi::CString,
     fs,
-    os::unix::{ffi::OsStrExt, fs::FileExt, fs::PermissionsExt},
+    os::unix::fs::{FileExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -14,6 +13,7 @@ use tempfile::TempDir;
 use tests::{
     Agent, Machine, Workload, agent,
     clock::{PATIENCE, boot_ns, slowness, wait_until},
+    disk::SmallDisk,
     expect, json,
 };
 
@@ -240,34 +240,6 @@ fn without_a_recording_there_is_no_thread_for_it() -> Result<()> {
         agent.stop()?;
     }
     Ok(())
-}
-
-/// A small disk in memory; gone when dropped.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn new(bytes: u64) -> Result<Self> {
-        let directory = tempfile::tempdir()?;
-        let target = CString::new(directory.path().as_os_str().as_bytes())?;
-        let options = CString::new(format!("size={bytes}"))?;
-        // SAFETY: all four texts end in a NUL and outlive the call.
-        let result =
-            unsafe { libc::mount(c"tmpfs".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast()) };
-        ensure!(result == 0, "cannot mount a tmpfs: {}", std::io::Error::last_os_error());
-        Ok(Self(directory))
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let Ok(target) = CString::new(self.path().as_os_str().as_bytes()) else { return };
-        // SAFETY: the path ends in a NUL and outlives the call.
-        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-    }
 }
 
 #[test]

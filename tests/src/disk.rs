@@ -7,15 +7,19 @@ use crate::json;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{
+    ffi::CString,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::{
         fd::AsRawFd,
-        unix::fs::{FileTypeExt, MetadataExt},
+        unix::{
+            ffi::OsStrExt,
+            fs::{FileTypeExt, MetadataExt},
+        },
     },
     path::{Path, PathBuf},
 };
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 
 /// Requests of the loop driver (linux/loop.h).
 const LOOP_SET_FD: libc::Ioctl = 0x4C00;
@@ -23,6 +27,40 @@ const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 /// Tries to win a free device against somebody else who wants one too.
 const TRIES: u32 = 20;
+
+/// A small disk in memory; gone when dropped.
+#[derive(Debug)]
+pub struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    /// Makes one of so many bytes.
+    ///
+    /// # Errors
+    /// Missing rights.
+    pub fn new(bytes: u64) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let target = CString::new(directory.path().as_os_str().as_bytes())?;
+        let options = CString::new(format!("size={bytes}"))?;
+        // SAFETY: all four texts end in a NUL and outlive the call.
+        let result =
+            unsafe { libc::mount(c"tmpfs".as_ptr(), target.as_ptr(), c"tmpfs".as_ptr(), 0, options.as_ptr().cast()) };
+        ensure!(result == 0, "cannot mount a tmpfs: {}", io::Error::last_os_error());
+        Ok(Self(directory))
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let Ok(target) = CString::new(self.path().as_os_str().as_bytes()) else { return };
+        // SAFETY: the path ends in a NUL and outlives the call.
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    }
+}
 
 /// A loop device over a file of zeroes, both gone on drop.
 #[derive(Debug)]

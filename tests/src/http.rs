@@ -86,6 +86,25 @@ fn whole<R: BufRead>(mut response: Response<R>, target: &str) -> Result<Answer> 
     Ok(Answer { status: response.status, headers: response.headers, body })
 }
 
+/// Posts a body and reads the whole answer.
+///
+/// # Errors
+/// As [`get`].
+pub fn post(socket: &Path, target: &str, body: &str) -> Result<Answer> {
+    let mut connection =
+        UnixStream::connect(socket).with_context(|| format!("cannot connect to {}", socket.display()))?;
+    connection.set_read_timeout(Some(SILENCE))?;
+    let length = body.len();
+    write!(
+        connection,
+        "POST {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}"
+    )?;
+    let mut response = parse(BufReader::new(connection)).with_context(|| format!("no answer to POST {target}"))?;
+    let mut body = String::new();
+    response.body.read_to_string(&mut body).with_context(|| format!("cannot read the body of {target}"))?;
+    Ok(Answer { status: response.status, headers: response.headers, body })
+}
+
 /// Asks and gives the body as it comes.
 ///
 /// # Errors

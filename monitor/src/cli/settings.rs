@@ -46,6 +46,9 @@ pub(super) struct Settings {
     /// slash), which keeps the newest; `monitor query --from` asks it.
     #[arg(long, value_name = "FILE|DIR")]
     record: Option<PathBuf>,
+    /// Write a row of every tick to epoch_N.csv in this directory, for a notebook or a spreadsheet.
+    #[arg(long, value_name = "DIR")]
+    csv: Option<PathBuf>,
 }
 
 impl Source {
@@ -82,6 +85,8 @@ impl Settings {
             self.tick.as_deref().map(|tick| flag("tick", tick, "--tick")),
             self.quiet.then(|| flag("console", "false", "--quiet")),
             self.record.as_deref().map(|path| flag("record.path", &text(path), "--record")),
+            self.csv.as_ref().map(|_| flag("export_timeseries", "true", "--csv")),
+            self.csv.as_deref().map(|path| flag("timeseries_path", &text(path), "--csv")),
         ];
         self.source.load_with(flags.into_iter().flatten().collect())
     }

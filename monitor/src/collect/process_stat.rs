@@ -2,7 +2,7 @@
 //! their memory is their own, and how many files they have open.
 //!
 //! Only what runs is read. A process is looked at when kernel counters of it moved, when it had changed the last time, or when
-//! its cgroup is not idle; one that was found unchanged is looked at less and less often, down to every [`REST`] ticks.
+//! its cgroup is not idle; one that was found unchanged is looked at less and less often, down to every eighth tick.
 
 use super::files::{Buffer, each_pair};
 use crate::{

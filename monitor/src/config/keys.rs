@@ -85,6 +85,8 @@ fn general() -> Vec<Key> {
         }),
         key(None, "kernel_log", "the most talkative level of the kernel programs", |c| Slot::Level(&mut c.kernel_log)),
         key(None, "gpu_monitoring", "read GPUs, where the host has a driver", |c| Slot::Switch(&mut c.gpu_monitoring)),
+        key(None, "export_timeseries", "write a row of every tick as CSV", |c| Slot::Switch(&mut c.export_timeseries)),
+        key(None, "timeseries_path", "the directory of its files, epoch_N.csv", |c| Slot::Path(&mut c.timeseries_path)),
         key(Some("gpu"), "interval", "time from one reading of the GPUs to the next", |c| {
             Slot::Duration(&mut c.gpu.interval, 100 * MILLISECOND..=HOUR)
         }),
@@ -125,6 +127,9 @@ fn general() -> Vec<Key> {
         }),
         key(Some("containers"), "storage_run", "what of it a reboot empties (runroot)", |c| {
             Slot::Path(&mut c.containers.storage_run)
+        }),
+        key(Some("csv"), "max_bytes", "the most that is written to a CSV file before the next begins", |c| {
+            Slot::Bytes(&mut c.csv_max_bytes, 4096..=1 << 40)
         }),
         key(Some("record"), "path", "a file or directory to record to; empty for none", |c| {
             Slot::Name(&mut c.record.path)

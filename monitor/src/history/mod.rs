@@ -1,7 +1,7 @@
 //! Recordings: the samples of a running agent on disk, and the way from there back to the very same snapshots.
 //!
-//! The agent hands over what its model takes in ([`Recorder`]); a thread writes it ([`writer`]), as frames ([`frame`]) of
-//! entries ([`Entry`]) in files that are bounded ([`store`]). [`Recording`] finds a moment and drives a model to it.
+//! The agent hands over what its model takes in ([`Recorder`]); a thread writes it (`writer`), as frames (`frame`) of
+//! entries (`Entry`) in files that are bounded (`store`). [`Recording`] finds a moment and drives a model to it.
 //!
 //! A recording is made of chapters. Each begins with a checkpoint, which holds the whole model, so that a reader can start
 //! there, old chapters can be deleted, and damage reaches no further than the next chapter. docs/recordings.md has the format.

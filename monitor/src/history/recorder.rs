@@ -124,9 +124,8 @@ impl Recorder {
 
 /// Wall time of a moment of the boot clock, in nanoseconds since 1970, by what both clocks show now.
 fn wall_time_ns(time: BootTime) -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let age = BootTime::now().since(time);
-    u64::try_from(since.saturating_sub(age).as_nanos()).unwrap_or_default()
+    let since = time.wall().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or_default()
 }
 
 #[cfg(test)]

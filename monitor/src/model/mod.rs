@@ -19,6 +19,7 @@ use crate::{
     constant::{self, Name},
     event::Event,
     ids::{CgroupId, DeviceId, ProcessId},
+    mark::Mark,
     reading::{Candidate, MemoryReading, Readings, Watched},
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
     time::BootTime,
@@ -64,6 +65,10 @@ pub struct Model {
     #[serde(default)]
     gpus: Gpus,
     last_snapshot: Option<BootTime>,
+    #[serde(default)]
+    snapshots_total: u64,
+    #[serde(default)]
+    mark: Option<Arc<Mark>>,
 }
 
 /// Cgroups and processes that files were read of.
@@ -105,6 +110,8 @@ impl Model {
             read_before: Busy::default(),
             gpus: Gpus::default(),
             last_snapshot: None,
+            snapshots_total: 0,
+            mark: None,
         }
     }
 
@@ -135,6 +142,9 @@ impl Model {
         }
         if let Some(reading) = &sample.gpus {
             self.gpus.take(reading);
+        }
+        if let Some(mark) = &sample.mark {
+            self.mark = Some(Arc::new(mark.after(self.mark.as_deref())));
         }
         self.read(&sample.readings, sample.time);
         for id in &sample.found.gone {
@@ -180,6 +190,8 @@ impl Model {
     pub fn snapshot(&mut self, sample: &Sample) -> Snapshot {
         let tick = self.last_snapshot.map_or(Duration::ZERO, |last| sample.time.since(last));
         self.last_snapshot = Some(sample.time);
+        let number = self.snapshots_total;
+        self.snapshots_total += 1;
         // What was counted before the first tick is no rate of anything.
         let seconds = if tick.is_zero() { f64::INFINITY } else { tick.as_secs_f64() };
         self.host.rates = mem::take(&mut self.host_added).per_second(seconds);
@@ -189,8 +201,10 @@ impl Model {
         self.gpus.join(&mut self.processes, &mut self.cgroups);
         Snapshot {
             time: sample.time,
+            number,
             tick,
             since: self.since,
+            mark: self.mark.clone(),
             hierarchy: self.hierarchy,
             host: self.host.clone(),
             host_usage: self.host_usage.as_ref().map(|(_, usage)| usage.clone()),

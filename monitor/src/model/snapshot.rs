@@ -11,6 +11,7 @@ use crate::{
     coverage::Coverage,
     gpu::{Gpu, GpuStanding},
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    mark::Mark,
     time::BootTime,
 };
 use serde::{Deserialize, Serialize};
@@ -21,10 +22,14 @@ use std::{sync::Arc, time::Duration};
 pub struct Snapshot {
     /// When it was taken.
     pub time: BootTime,
+    /// Snapshots taken before it.
+    pub number: u64,
     /// Time since the snapshot before it: what rates are over. Zero in the first one.
     pub tick: Duration,
     /// When counting began.
     pub since: BootTime,
+    /// Where a training loop is, by what it told last; none where none did.
+    pub mark: Option<Arc<Mark>>,
     /// Whose cgroups everything is charged to: "v1:memory" or "v2".
     pub hierarchy: &'static str,
     /// The whole machine: all processes, exited ones too, and what could be charged to nobody.
@@ -49,6 +54,13 @@ pub struct Snapshot {
     pub coverage: Arc<Coverage>,
     /// What the agent itself costs.
     pub cost: Arc<Cost>,
+}
+
+impl Snapshot {
+    /// The training loop's step, or batch; without one, the number of the tick.
+    pub fn step(&self) -> u64 {
+        self.mark.as_ref().and_then(|mark| mark.step).unwrap_or(self.number)
+    }
 }
 
 /// What is counted of anything.

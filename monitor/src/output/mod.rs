@@ -1,8 +1,9 @@
-//! What people read on a terminal.
+//! What people read: on a terminal, and in a spreadsheet or notebook.
 
 pub mod console;
 pub mod json;
 mod text;
+pub mod timeseries;
 
 /// Whether the user has not asked for output without colours (<https://no-color.org>).
 pub(crate) fn wants_colour() -> bool {

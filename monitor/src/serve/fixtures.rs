@@ -23,8 +23,10 @@ const SECOND: u64 = 1_000_000_000;
 pub(crate) fn snapshot() -> Snapshot {
     Snapshot {
         time: BootTime(100 * SECOND),
+        number: 72,
         tick: Duration::from_secs(1),
         since: BootTime(28 * SECOND),
+        mark: None,
         hierarchy: "v2",
         host: subject(7, 605.0, Some(150)),
         host_usage: None,

@@ -14,6 +14,7 @@ pub(crate) mod fixtures;
 mod gpu;
 mod loopback;
 mod metrics;
+mod marks;
 mod problem;
 mod recorded;
 mod routes;

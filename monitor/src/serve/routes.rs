@@ -1,7 +1,7 @@
 //! The endpoints.
 
 use super::{
-    answer, events, loopback,
+    answer, events, loopback, marks,
     metrics::{self, Format, Teller},
     problem::Problem,
     select::{self, Parameters, Selected, Selection},
@@ -13,6 +13,7 @@ use crate::{
     gpu::Gpu,
     history::{Identity, Status},
     ids::Tgid,
+    mark::Mark,
     model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
     time::BootTime,
 };
@@ -23,11 +24,11 @@ use axum::{
     http::{HeaderMap, Method, StatusCode, Uri, header, request::Parts},
     middleware,
     response::{IntoResponse as _, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde_json::json;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// The endpoints and what they answer, as `/` lists them.
 pub(super) const ENDPOINTS: &[(&str, &str)] = &[
@@ -46,7 +47,11 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
         "the costly few and the sums as metrics: OpenMetrics, or Prometheus' text format where only that is accepted",
     ),
     ("/v1/doctor", "what this host offers, and how each source was attached"),
+    (MARKS, "POST {\"step\", \"epoch\", \"labels\"}: where a training loop is, for the snapshots to come"),
 ];
+
+/// The only endpoint that takes POST.
+pub(super) const MARKS: &str = "/v1/marks";
 
 /// What the endpoints answer from.
 #[derive(Clone)]
@@ -72,6 +77,8 @@ pub(super) enum Origin {
     Live {
         /// The recording that it makes.
         recording: Option<Arc<Status>>,
+        /// Where marks go.
+        marks: mpsc::Sender<Mark>,
     },
     /// Those that another one would have given.
     Recorded(Identity),
@@ -92,7 +99,7 @@ impl Shared {
 
     fn health<'a>(&self, snapshot: &'a Snapshot) -> HealthView<'a> {
         let (agent, recording) = match &self.origin {
-            Origin::Live { recording } => (Identity::own(), recording.as_ref().map(|recording| recording.told())),
+            Origin::Live { recording, .. } => (Identity::own(), recording.as_ref().map(|recording| recording.told())),
             Origin::Recorded(agent) => (agent.clone(), None),
         };
         HealthView::of(snapshot, self.now(snapshot), agent, recording)
@@ -114,6 +121,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/stats", get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
+        .route(MARKS, post(marks::post).layer(marks::body_limit()).fallback(marks::post_only))
         .route("/metrics", get(exposition))
         .fallback(nowhere)
         .method_not_allowed_fallback(not_allowed)
@@ -131,7 +139,7 @@ pub(super) fn metrics_router(shared: Shared) -> Router {
 }
 
 /// A request's query, decoded.
-struct Given(Vec<(String, String)>);
+pub(super) struct Given(Vec<(String, String)>);
 
 impl<S: Send + Sync> FromRequestParts<S> for Given {
     type Rejection = Problem;
@@ -143,7 +151,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Given {
 }
 
 impl Given {
-    fn parameters(&self) -> &Parameters {
+    pub(super) fn parameters(&self) -> &Parameters {
         &self.0
     }
 }

@@ -7,7 +7,7 @@ use super::{
     problem::Problem,
     routes::{self, Origin, PeerPid, Shared},
 };
-use crate::{doctor, event_log::EventLog, history, ids::Tgid, model::snapshot::Snapshot};
+use crate::{doctor, event_log::EventLog, history, ids::Tgid, mark::Mark, model::snapshot::Snapshot};
 use axum::{Extension, Router, body::Bytes, http::StatusCode};
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -18,7 +18,7 @@ use std::{io, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -47,6 +47,8 @@ pub struct State {
     pub recording: Option<Arc<history::Status>>,
     /// So many of each kind have metrics of their own.
     pub metrics_top: usize,
+    /// Where marks go.
+    pub marks: mpsc::Sender<Mark>,
 }
 
 /// Where clients come in.
@@ -79,8 +81,8 @@ impl State {
             log::error!("the doctor's report cannot be written as JSON: {error}");
             b"{}".to_vec()
         });
-        let Self { snapshots, events, recording, metrics_top, .. } = self;
-        let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording });
+        let Self { snapshots, events, recording, metrics_top, marks, .. } = self;
+        let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording, marks });
         Shared { snapshots, events, doctor, origin, metrics_top, shutdown: shutdown.clone() }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{
     claim, fixtures,
-    routes::{ENDPOINTS, Origin, Shared},
+    routes::{ENDPOINTS, MARKS, Origin, Shared},
     server,
 };
 use crate::{
@@ -11,6 +11,7 @@ use crate::{
     event_log::EventLog,
     gpu::GpuStanding,
     ids::CgroupId,
+    mark::Mark,
     model::snapshot::Snapshot,
     time::BootTime,
 };
@@ -20,7 +21,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
-    sync::watch,
+    sync::{mpsc, watch},
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -29,6 +30,7 @@ use tokio::{
 struct Server {
     socket: PathBuf,
     events: Arc<EventLog>,
+    marks: mpsc::Receiver<Mark>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
     _snapshots: watch::Sender<Arc<Snapshot>>,
@@ -47,16 +49,17 @@ impl Server {
         let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
         let (stop, shutdown) = watch::channel(false);
         let events = Arc::new(EventLog::default());
+        let (sender, marks) = mpsc::channel(1);
         let shared = Shared {
             snapshots: receiver,
             events: Arc::clone(&events),
             doctor: Bytes::from_static(b"{\"facts\":[]}"),
-            origin: Origin::Live { recording: None },
+            origin: Origin::Live { recording: None, marks: sender },
             metrics_top: 20,
             shutdown: shutdown.clone(),
         };
         let task = tokio::spawn(server::run(listener, shared, shutdown));
-        Self { socket, events, stop, task, _snapshots: snapshots, _directory: directory }
+        Self { socket, events, marks, stop, task, _snapshots: snapshots, _directory: directory }
     }
 
     async fn connect(&self) -> UnixStream {
@@ -68,6 +71,17 @@ impl Server {
         let mut stream = self.connect().await;
         let head = format!("{request} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
         stream.write_all(head.as_bytes()).await.unwrap();
+        Answer::read(stream).await
+    }
+
+    /// Posts a body and returns the whole answer.
+    async fn post(&self, path: &str, body: &[u8]) -> Answer {
+        let mut stream = self.connect().await;
+        let length = body.len();
+        let head =
+            format!("POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(body).await.unwrap();
         Answer::read(stream).await
     }
 
@@ -121,7 +135,7 @@ async fn every_endpoint_listed_answers() {
     let server = Server::start();
     let index = server.json("/").await;
     assert_eq!(index["endpoints"].as_array().unwrap().len(), ENDPOINTS.len());
-    for (path, _) in ENDPOINTS {
+    for (path, _) in ENDPOINTS.iter().filter(|(path, _)| *path != MARKS) {
         // Whoever asks here is not of the made-up machine, and so has no tree.
         let status = if *path == "/v1/stats" { 404 } else { 200 };
         assert_eq!(server.ask(&format!("GET {path}")).await.status, status, "{path}");
@@ -129,6 +143,44 @@ async fn every_endpoint_listed_answers() {
         assert_eq!(server.ask(&format!("POST {path}")).await.status, 405, "{path}");
     }
     assert_eq!(server.json("/v1/doctor").await, json!({"facts": [], "gpu": {"state": "live", "reason": null}}));
+}
+
+#[tokio::test]
+async fn a_mark_is_handed_over_and_told_as_it_was_understood() {
+    let mut server = Server::start();
+    let answer = server.post(MARKS, br#"{"step": 5, "labels": {"run": "a"}}"#).await;
+    assert_eq!((answer.status, answer.kind.as_str()), (202, "application/json"));
+    let told: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(told, json!({"step": 5, "epoch": null, "labels": {"run": "a"}}));
+    let labels = Some([("run".to_owned(), "a".to_owned())].into());
+    assert_eq!(server.marks.recv().await, Some(Mark { step: Some(5), epoch: None, labels }));
+}
+
+#[tokio::test]
+async fn marks_that_are_refused_are_problems() {
+    let server = Server::start();
+    let large = format!("{{\"step\": 1{}}}", " ".repeat(16 << 10));
+    for (path, body, status, words) in [
+        (MARKS, "{\"step\": \"five\"}", 400, "step takes a whole number"),
+        (MARKS, "{", 400, "not JSON"),
+        (MARKS, &large, 413, "at most 16384 bytes"),
+        ("/v1/marks?no=1", "{\"step\": 1}", 400, "no"),
+    ] {
+        let answer = server.post(path, body.as_bytes()).await;
+        assert_eq!((answer.status, answer.kind.as_str()), (status, "application/problem+json"), "{body:.40}");
+        assert!(answer.body.contains(words), "{}", answer.body);
+    }
+    let answer = server.ask(&format!("GET {MARKS}")).await;
+    assert_eq!((answer.status, answer.kind.as_str()), (405, "application/problem+json"));
+    assert!(answer.body.contains("/v1/marks takes POST, not GET"), "{}", answer.body);
+}
+
+#[tokio::test]
+async fn a_mark_that_finds_no_room_is_refused() {
+    let server = Server::start();
+    let statuses =
+        [server.post(MARKS, b"{\"step\": 1}").await.status, server.post(MARKS, b"{\"step\": 2}").await.status];
+    assert_eq!(statuses, [202, 503]);
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use crate::{
     gpu::GpuStanding,
     history::{Identity, Told},
     ids::{CgroupId, Tgid},
+    mark::Mark,
     model::{
         container::{self, Container},
         snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
@@ -387,6 +388,7 @@ pub(super) struct SnapshotView<'a> {
     time_ns: BootTime,
     tick_seconds: f64,
     since_ns: BootTime,
+    mark: Option<&'a Mark>,
     folded_processes_total: u64,
     host: WholeHostView<'a>,
     gpu: &'a GpuStanding,
@@ -401,6 +403,7 @@ impl<'a> SnapshotView<'a> {
             time_ns: snapshot.time,
             tick_seconds: snapshot.tick.as_secs_f64(),
             since_ns: snapshot.since,
+            mark: snapshot.mark.as_deref(),
             folded_processes_total: snapshot.folded_processes_total,
             host: WholeHostView::of(snapshot),
             gpu: &snapshot.gpu,

@@ -1,0 +1,61 @@
+//! `POST /v1/marks`: hands a training loop's mark to the agent's loop, the one writer, and never waits for it.
+
+use super::{
+    problem::Problem,
+    routes::{Given, Origin, Shared},
+    select,
+};
+use crate::mark::Mark;
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{DefaultBodyLimit, FromRequest as _, Request, State},
+    http::{Method, StatusCode, Uri, header},
+    response::{IntoResponse as _, Response},
+};
+use std::time::Duration;
+use tokio::{sync::mpsc::error::TrySendError, time::timeout};
+
+/// Bytes of a body at most.
+const BODY_BYTES: usize = 16 << 10;
+/// How long a body may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Holds for the bodies of marks.
+pub(super) fn body_limit() -> DefaultBodyLimit {
+    DefaultBodyLimit::max(BODY_BYTES)
+}
+
+/// 202 with the mark as it was understood; the next snapshot carries it.
+pub(super) async fn post(State(shared): State<Shared>, given: Given, request: Request) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    let Origin::Live { marks, .. } = &shared.origin else {
+        return Err(Problem::query("a recording takes no marks"));
+    };
+    let mark = Mark::parse(&body(request).await?).map_err(Problem::query)?;
+    marks.try_send(mark.clone()).map_err(|error| {
+        let detail = match error {
+            TrySendError::Full(_) => "too many marks are waiting: post it again",
+            TrySendError::Closed(_) => "the agent is ending: post it to the next",
+        };
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+    })?;
+    Ok((StatusCode::ACCEPTED, Json(mark)).into_response())
+}
+
+/// Answers any other method.
+pub(super) async fn post_only(method: Method, uri: Uri) -> Response {
+    let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} takes POST, not {method}", uri.path()));
+    ([(header::ALLOW, "POST")], problem).into_response()
+}
+
+async fn body(request: Request) -> Result<Bytes, Problem> {
+    let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await;
+    let body = body.map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come within 5 s"))?;
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body of a mark has at most {BODY_BYTES} bytes"))
+        }
+        status => Problem::new(status, rejection.body_text()),
+    })
+}
