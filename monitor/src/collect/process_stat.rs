@@ -24,8 +24,11 @@ const REST: u32 = 8;
 const FULL_EVERY: u64 = 16;
 /// Or when its resident memory has changed by so much, or by a sixteenth.
 const FULL_BYTES: u64 = 1 << 20;
-/// Time for smaps_rollup in one tick: reading it walks a process's page tables.
-const SHARES_TIME: Duration = Duration::from_millis(1);
+/// Share of all time that smaps_rollup may take, as one part in so many: reading it walks a process's page tables, which takes
+/// 20 us of a small one and milliseconds of a large one.
+const SHARES_PART: u32 = 500;
+/// So much of that time is saved up at most, and there to begin with.
+const SHARES_SAVED: Duration = Duration::from_millis(20);
 /// At most so many of them in one tick.
 const SHARES_COUNT: usize = 8;
 /// Ticks before a process's shares are read again, though it goes on changing.
@@ -40,6 +43,8 @@ pub struct ProcessStat {
     /// /proc/PID/stat of some that go on changing.
     kept: HashMap<ProcessKey, File>,
     tick: u64,
+    /// When shares were last thought of, and how much time for them had been saved up then.
+    shares_time: Option<(Instant, Duration)>,
     buffer: Buffer,
 }
 
@@ -146,13 +151,17 @@ impl ProcessStat {
     /// Splits the memory of some processes into their own and what they share, as far as the budget reaches: those first that
     /// were never looked at so, then those not for longest, the busiest first.
     fn add_shares(&mut self, readings: &mut Vec<(ProcessId, ProcessReading)>) {
-        let start = Instant::now();
+        let now = Instant::now();
+        let mut left = self
+            .shares_time
+            .map_or(SHARES_SAVED, |(before, left)| (left + now.duration_since(before) / SHARES_PART).min(SHARES_SAVED));
         let mut wanting: Vec<Known> = self.known.values().filter(|known| known.wants_shares).copied().collect();
         wanting.sort_by_key(|known| (known.shares_at, Reverse(known.new_faults)));
         for mut known in wanting.into_iter().take(SHARES_COUNT) {
-            if start.elapsed() > SHARES_TIME {
+            if left.is_zero() {
                 break;
             }
+            let start = Instant::now();
             let id = known.id;
             let place = match readings.iter().position(|(other, _)| *other == id) {
                 Some(place) => place,
@@ -173,7 +182,9 @@ impl ProcessStat {
                 known.shares_of = resident.total_bytes();
             }
             self.known.insert(id.key(), known);
+            left = left.saturating_sub(start.elapsed());
         }
+        self.shares_time = Some((now, left));
     }
 }
 
