@@ -15,7 +15,7 @@ use std::{
     fs::{self, File},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 /// A process that does not change is looked at once in so many ticks.
@@ -24,11 +24,11 @@ const REST: u32 = 8;
 const FULL_EVERY: u64 = 16;
 /// Or when its resident memory has changed by so much, or by a sixteenth.
 const FULL_BYTES: u64 = 1 << 20;
-/// Share of all time that smaps_rollup may take, as one part in so many: reading it walks a process's page tables, which takes
-/// 20 us of a small one and milliseconds of a large one.
-const SHARES_PART: u32 = 500;
-/// So much of that time is saved up at most, and there to begin with.
-const SHARES_SAVED: Duration = Duration::from_millis(20);
+/// Share of all time that smaps_rollup may take: reading it walks a process's page tables, which takes 20 us of a small one
+/// and milliseconds of a large one.
+const SHARES_RATIO: f64 = 0.002;
+/// So many seconds of it are saved up at most, and there to begin with.
+const SHARES_SAVED: f64 = 0.02;
 /// At most so many of them in one tick.
 const SHARES_COUNT: usize = 8;
 /// Ticks before a process's shares are read again, though it goes on changing.
@@ -43,8 +43,8 @@ pub struct ProcessStat {
     /// /proc/PID/stat of some that go on changing.
     kept: HashMap<ProcessKey, File>,
     tick: u64,
-    /// When shares were last thought of, and how much time for them had been saved up then.
-    shares_time: Option<(Instant, Duration)>,
+    /// When shares were last thought of, and how many seconds for them were left: one that took longer leaves a debt.
+    shares_time: Option<(Instant, f64)>,
     buffer: Buffer,
 }
 
@@ -152,13 +152,13 @@ impl ProcessStat {
     /// were never looked at so, then those not for longest, the busiest first.
     fn add_shares(&mut self, readings: &mut Vec<(ProcessId, ProcessReading)>) {
         let now = Instant::now();
-        let mut left = self
-            .shares_time
-            .map_or(SHARES_SAVED, |(before, left)| (left + now.duration_since(before) / SHARES_PART).min(SHARES_SAVED));
+        let mut left = self.shares_time.map_or(SHARES_SAVED, |(before, left)| {
+            (left + now.duration_since(before).as_secs_f64() * SHARES_RATIO).min(SHARES_SAVED)
+        });
         let mut wanting: Vec<Known> = self.known.values().filter(|known| known.wants_shares).copied().collect();
         wanting.sort_by_key(|known| (known.shares_at, Reverse(known.new_faults)));
         for mut known in wanting.into_iter().take(SHARES_COUNT) {
-            if left.is_zero() {
+            if left <= 0.0 {
                 break;
             }
             let start = Instant::now();
@@ -182,7 +182,7 @@ impl ProcessStat {
                 known.shares_of = resident.total_bytes();
             }
             self.known.insert(id.key(), known);
-            left = left.saturating_sub(start.elapsed());
+            left -= start.elapsed().as_secs_f64();
         }
         self.shares_time = Some((now, left));
     }
