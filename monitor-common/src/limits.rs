@@ -15,9 +15,13 @@ pub const HEAPS: u32 = 8192;
 pub const BLOCK_IO_KEYS: u32 = 4096;
 /// Used buckets of all latency histograms: 16 to an octave, so some 100 of them for a key with many requests.
 pub const BLOCK_IO_BUCKETS: u32 = 16384;
-/// Requests seen in flight since room was last made: drivers allocate theirs once and reuse them, some hundreds a queue.
-/// When they are more, as with many NVMe queues, user space deletes those that are not in flight.
+/// Requests that have a place, in flight or not: drivers allocate theirs once and reuse them, some hundreds a queue. Where
+/// they are more, as with many NVMe queues, those that are done make way.
 pub const BLOCK_IO_REQUESTS: u32 = 4096;
+/// Places of requests that are being taken, at most one a CPU.
+pub const BLOCK_IO_LOCKS: u32 = 256;
+/// Requests in flight whose places were all taken by others in flight.
+pub const BLOCK_IO_OVERFLOW: u32 = 1024;
 /// Bios that ask to be durable, at a time, on kernels before 6.5.
 pub const BLOCK_IO_DURABLE: u32 = 1024;
 
@@ -60,9 +64,13 @@ pub const fn map_bytes(cpus: u32) -> u64 {
         + 2 * cpus as u64 * size_of::<page_fault::Slot>() as u64
         + hash_bytes(ADDRESS_SPACE_OWNERS, owner, size_of::<address_space::Totals>())
         + hash_bytes(HEAPS, size_of::<u64>(), size_of::<address_space::Heap>())
-        + hash_bytes(BLOCK_IO_KEYS, size_of::<block_io::Key>(), size_of::<block_io::Totals>())
+        + BLOCK_IO_KEYS as u64 * (size_of::<block_io::Account>() + size_of::<u32>()) as u64
+        + hash_bytes(BLOCK_IO_KEYS, size_of::<block_io::Key>(), size_of::<u64>())
         + hash_bytes(BLOCK_IO_BUCKETS, size_of::<block_io::Bucket>(), size_of::<u64>())
-        + hash_bytes(BLOCK_IO_REQUESTS, size_of::<u64>(), size_of::<block_io::Request>())
+        + BLOCK_IO_REQUESTS as u64 * size_of::<block_io::Request>() as u64
+        + hash_bytes(BLOCK_IO_LOCKS, size_of::<u64>(), size_of::<u64>())
+        + hash_bytes(BLOCK_IO_OVERFLOW, size_of::<u64>(), size_of::<block_io::Request>())
+        + ((cpus as u64 * size_of::<block_io::Thread>() as u64) << block_io::THREADS_BITS)
         + hash_bytes(BLOCK_IO_DURABLE, size_of::<u64>(), size_of::<block_io::Submission>())
         + ring_bytes(ADDRESS_SPACE_RING_BYTES)
         + ring_bytes(BLOCK_IO_RING_BYTES)

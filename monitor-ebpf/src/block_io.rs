@@ -3,8 +3,10 @@
 //!
 //! Counted here by owner, device, operation and latencies; sent: requests that were slow or failed. The owner is taken
 //! when the request is submitted, in the context of whoever submits it: the worker that later hands it to the driver, or
-//! the interrupt that completes it, says nothing. Requests in flight stand under their address in a map. Drivers reuse
-//! their requests, so an entry stays when its request is done, and hot paths look up, but do not insert or delete.
+//! the interrupt that completes it, says nothing. What costs here are cache lines: between two requests a device was
+//! driven, and the caches are cold. So a thread that submits again is known with its account, a request in flight has its
+//! place in a table, and so has the account it is charged to: one line each, and no look-up in a hash map but for
+//! latencies.
 //!
 //! A bio merged into a waiting request is counted with it, for the request's owner; a request merged into another one
 //! vanishes from the count, as it does from /sys/block/*/stat. A requeued request keeps its submission and gets a new
@@ -13,18 +15,26 @@
 #![no_main]
 #![expect(missing_docs, unreachable_pub, reason = "the program macros wrap each function in a public one")]
 
+#[path = "block_io/accounts.rs"]
+mod accounts;
+#[path = "block_io/requests.rs"]
+mod requests;
+
 use aya_ebpf::{
     EbpfContext, Global,
-    bindings::BPF_NOEXIST,
-    helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns},
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    helpers::{bpf_get_smp_processor_id, generated::bpf_ktime_get_ns},
     macros::{btf_tracepoint, map},
-    maps::{HashMap, RingBuf},
+    maps::{Array, HashMap, Queue, RingBuf},
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
 use monitor_common::{
     Owner,
-    block_io::{Bucket, Completion, Key, Request, SLOW_OR_FAILED, Submission, Totals, latency, operation},
+    block_io::{
+        Account, Bucket, Completion, Key, Request, SLOW_OR_FAILED, Series, Submission, THREADS_BITS, Thread, latency,
+        operation,
+    },
     histogram, limits,
 };
 use monitor_ebpf::{
@@ -33,16 +43,35 @@ use monitor_ebpf::{
     lose, owner, ring, tracepoint,
 };
 
-/// Requests in flight, by address, and the entries of those that were.
+/// Requests in flight, and where those were that are done: see `requests`. Shared memory, like the other tables, because
+/// that begins at a page and so lets no entry lie across two cache lines.
 #[map]
-static REQUESTS: HashMap<u64, Request> = HashMap::with_max_entries(limits::BLOCK_IO_REQUESTS, 0);
+static REQUESTS: Array<Request> = Array::with_max_entries(limits::BLOCK_IO_REQUESTS, BPF_F_MMAPABLE);
+/// Places where some CPU is about to keep a request.
+#[map]
+static LOCKS: HashMap<u32, u32> = HashMap::with_max_entries(limits::BLOCK_IO_LOCKS, 0);
+/// Requests in flight that found no place, by address.
+#[map]
+static OVERFLOW: HashMap<u64, Request> = HashMap::with_max_entries(limits::BLOCK_IO_OVERFLOW, 0);
+/// What each CPU knows of the threads that submit there. The loader sets the number of CPUs.
+#[map]
+static THREADS: Array<Thread> = Array::with_max_entries(1 << THREADS_BITS, BPF_F_MMAPABLE);
+/// How often any thread was moved between cgroups.
+#[map]
+static MOVES: Array<u64> = Array::with_max_entries(1, 0);
 /// Submitters of what is to be durable, by bio, where no program sees the request in its submitter's context: the kernel
 /// holds such requests back until the device is flushed, and issues them from elsewhere, or never where they have no data.
 #[map]
 static DURABLE: HashMap<u64, Submission> = HashMap::with_max_entries(limits::BLOCK_IO_DURABLE, 0);
-/// Completed requests.
+/// Completed requests, which user space reads where they are.
 #[map]
-static TOTALS: HashMap<Key, Totals> = HashMap::with_max_entries(limits::BLOCK_IO_KEYS, 0);
+static ACCOUNTS: Array<Account> = Array::with_max_entries(limits::BLOCK_IO_KEYS, BPF_F_MMAPABLE);
+/// Numbers of the accounts that are open, by key.
+#[map]
+static KEYS: HashMap<Key, u32> = HashMap::with_max_entries(limits::BLOCK_IO_KEYS, 0);
+/// Numbers of the others, the longest closed first.
+#[map]
+static FREE: Queue<u32> = Queue::with_max_entries(limits::BLOCK_IO_KEYS, 0);
 /// Their latencies: used buckets only.
 #[map]
 static LATENCIES: HashMap<Bucket, u64> = HashMap::with_max_entries(limits::BLOCK_IO_BUCKETS, 0);
@@ -74,6 +103,8 @@ mod flag {
 }
 /// Unit of `request.__sector`, whatever the device's own.
 const SECTOR_BYTES: u64 = 512;
+/// Tasks are some kilobytes apart.
+const THREAD_SHIFT: u32 = 12;
 /// `task_struct.flags` of a kernel thread.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
@@ -87,6 +118,17 @@ pub fn block_io_submit(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "block_rq_issue")]
 pub fn block_io_issue(ctx: BtfTracePointContext) -> i32 {
     issue(Kernel(ctx.arg(0)))
+}
+
+/// `TP_PROTO(struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup)`: some thread's owner
+/// has changed.
+#[btf_tracepoint(function = "cgroup_attach_task")]
+pub fn block_io_moved(_: BtfTracePointContext) -> i32 {
+    if let Some(moves) = MOVES.get_ptr_mut(0) {
+        // SAFETY: a value of the map.
+        unsafe { counter::add(moves, 1) };
+    }
+    0
 }
 
 tracepoint! {
@@ -132,45 +174,88 @@ fn now() -> u64 {
     unsafe { bpf_ktime_get_ns() }
 }
 
-/// The entry of a request that was submitted and is not done.
-#[inline(always)]
-fn in_flight(request: Kernel) -> Option<*mut Request> {
-    // SAFETY: a value of the map.
-    REQUESTS.get_ptr_mut(request.0).filter(|&entry| unsafe { (*entry).submitted_ns != 0 })
-}
-
+/// Where the program that counts moves is attached as well.
 #[inline(always)]
 fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
     // Not the request's own stamp: some kernels renew that only after this tracepoint.
-    // SAFETY: the tracepoint's argument is a request.
-    submit_for(ctx, request, Submission { owner: unsafe { submitter(request) }, submitted_ns: now() })
+    let submitted_ns = now();
+    // SAFETY: the tracepoint's argument is a request; the running task is one.
+    unsafe {
+        let task = Kernel::current_task();
+        let operation = operation(request);
+        if fields::BIO_BLKG.load() != fields::ABSENT && is_kernel_thread(task) {
+            // Whom it writes for changes from one request to the next.
+            let submission = Submission { owner: submitter(request), submitted_ns };
+            return submit_for(ctx, request, submission, operation, Series::NONE);
+        }
+        let Some(thread) = thread(task) else { return 0 };
+        let owner = (*thread).owner;
+        let device = device(request);
+        if (*thread).device != device {
+            (*thread).device = device;
+            (*thread).series = [Series::NONE; operation::COUNT];
+        }
+        let mut series = Series::NONE;
+        if let Some(known) = (*thread).series.get_mut(usize::from(operation)) {
+            if *known == Series::NONE {
+                *known = accounts::open(ctx, &Key { owner, device, operation, reserved: 0 });
+            }
+            series = *known;
+        }
+        submit_for(ctx, request, Submission { owner, submitted_ns }, operation, series)
+    }
+}
+
+/// What is known of the running thread.
+#[inline(always)]
+unsafe fn thread(task: Kernel) -> Option<*mut Thread> {
+    // SAFETY: the caller's task; this CPU's entry, which only this program writes, and the kernel keeps it from nesting.
+    unsafe {
+        let hash = fields::lower_half(task.0) >> THREAD_SHIFT & ((1 << THREADS_BITS) - 1);
+        let thread = THREADS.get_ptr_mut(bpf_get_smp_processor_id() << THREADS_BITS | hash)?;
+        let started = task.read::<u64>(&fields::TASK_START_BOOTTIME) as u32;
+        let moves = MOVES.get_ptr(0).map_or(0, |moves| moves.read_volatile() as u32);
+        if (*thread).address != task.0 || (*thread).started != started || (*thread).moves != moves {
+            *thread = Thread {
+                address: task.0,
+                started,
+                moves,
+                owner: owner::of(task),
+                device: 0,
+                series: [Series::NONE; operation::COUNT],
+            };
+        }
+        Some(thread)
+    }
 }
 
 #[inline(always)]
-fn submit_for(ctx: &impl EbpfContext, request: Kernel, submission: Submission) -> i32 {
-    // SAFETY: the tracepoint's argument is a request.
-    let entry = unsafe {
-        Request {
-            owner: submission.owner,
-            submitted_ns: submission.submitted_ns,
-            issued_ns: 0,
-            bytes: 0,
-            status: 0,
-            operation: operation(request),
-            reserved: 0,
-            length: 0,
-            born: born(request),
-        }
+fn submit_for(ctx: &impl EbpfContext, request: Kernel, submission: Submission, operation: u16, series: Series) -> i32 {
+    let Submission { owner, submitted_ns } = submission;
+    let entry = Request {
+        address: request.0,
+        submitted_ns,
+        issued_ns: 0,
+        cgroup: owner.cgroup,
+        start_ns: owner.start_ns,
+        tgid: owner.tgid,
+        series,
+        length: 0,
+        bytes: 0,
+        // SAFETY: the tracepoint's argument is a request.
+        born: unsafe { born(request) },
+        status: 0,
+        operation,
     };
-    if let Some(old) = REQUESTS.get_ptr_mut(request.0) {
+    if let Some(old) = requests::find(request) {
         // SAFETY: a value of the map; the request belongs to this submitter alone until it is inserted or issued.
         unsafe {
             if (*old).submitted_ns != 0 {
                 settle(ctx, &*old, device(request));
             }
-            *old = entry;
+            *old = Request { address: (*old).address, ..entry };
         }
-    } else if REQUESTS.insert(request.0, entry, 0).is_err() && lose(|health| &mut health.map_full) {
+    } else if !requests::keep(&entry) && lose(|health| &mut health.map_full) {
         warn!(ctx, "block_io: no room for another request in flight");
     }
     0
@@ -183,13 +268,14 @@ fn first_seen(ctx: &impl EbpfContext, request: Kernel) -> i32 {
         return 0;
     }
     // SAFETY: the tracepoint's argument is a request; a value of the map.
-    if in_flight(request).is_some_and(|entry| unsafe { (*entry).born == born(request) }) {
+    if requests::in_flight(request).is_some_and(|entry| unsafe { (*entry).born == born(request) }) {
         return 0;
     }
-    match held_back(request) {
-        Some(submission) => submit_for(ctx, request, submission),
-        None => submit(ctx, request),
-    }
+    let submission = held_back(request)
+        // SAFETY: the tracepoint's argument is a request.
+        .unwrap_or_else(|| Submission { owner: unsafe { submitter(request) }, submitted_ns: now() });
+    // SAFETY: as above.
+    submit_for(ctx, request, submission, unsafe { operation(request) }, Series::NONE)
 }
 
 /// What tells one use of a request from the next: the low half of its own start time, in nanoseconds.
@@ -247,7 +333,7 @@ fn held_back(request: Kernel) -> Option<Submission> {
 
 #[inline(always)]
 fn issue(request: Kernel) -> i32 {
-    if let Some(entry) = in_flight(request) {
+    if let Some(entry) = requests::in_flight(request) {
         // SAFETY: a value of the map; the tracepoint's argument is a request.
         unsafe {
             (*entry).issued_ns = now();
@@ -259,16 +345,16 @@ fn issue(request: Kernel) -> i32 {
 
 #[inline(always)]
 fn merged(request: Kernel) -> i32 {
-    if let Some(entry) = in_flight(request) {
-        // SAFETY: a value of the map.
-        unsafe { (*entry).submitted_ns = 0 };
+    if let Some(entry) = requests::in_flight(request) {
+        // SAFETY: just found.
+        unsafe { requests::done(entry) };
     }
     0
 }
 
 #[inline(always)]
 fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) -> i32 {
-    let Some(entry) = in_flight(request) else {
+    let Some(found) = requests::in_flight(request) else {
         match held_back(request) {
             Some(submission) => flushed(ctx, request, status, bytes, submission),
             None => unknown(ctx, request, status, bytes),
@@ -277,30 +363,29 @@ fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) ->
     };
     // SAFETY: a value of the map, of a request that one CPU completes; the tracepoint's argument is a request.
     unsafe {
-        let entry = &mut *entry;
+        let entry = &mut *found;
         let before = entry.bytes;
         if status == 0 {
-            entry.bytes += u64::from(bytes);
+            entry.bytes += bytes;
         } else if entry.status == 0 {
-            entry.status = status;
+            entry.status = status as i16;
         }
         // Drivers may complete in parts; the rest is still in the request.
         if bytes < request.read::<u32>(&fields::REQUEST_DATA_LEN) {
             return 0;
         }
-        let done = now();
+        let done_ns = now();
         // What waited for a flush of the device was never issued itself: its time is the device's.
         let issued = if entry.issued_ns == 0 { entry.submitted_ns } else { entry.issued_ns };
         let queue_ns = issued.saturating_sub(entry.submitted_ns);
-        let device_ns = done.saturating_sub(issued);
-        entry.submitted_ns = 0;
-        let device = device(request);
-        account(ctx, entry, device, queue_ns, device_ns);
+        let device_ns = done_ns.saturating_sub(issued);
+        account(ctx, entry, request, queue_ns, device_ns);
         if queue_ns + device_ns >= SLOW_NS.load() || entry.status != 0 {
             // The request's own sector has moved on with the parts that were completed before.
-            let sector = request.read::<u64>(&fields::REQUEST_SECTOR).saturating_sub(before / SECTOR_BYTES);
-            send(entry, device, sector, queue_ns, device_ns);
+            let sector = request.read::<u64>(&fields::REQUEST_SECTOR).saturating_sub(u64::from(before) / SECTOR_BYTES);
+            send(entry, device(request), sector, queue_ns, device_ns);
         }
+        requests::done(found);
     }
     0
 }
@@ -309,35 +394,29 @@ fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) ->
 /// flush failed.
 #[inline(always)]
 fn flushed(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32, submission: Submission) {
-    let waited_ns = now().saturating_sub(submission.submitted_ns);
+    let Submission { owner, submitted_ns } = submission;
+    let waited_ns = now().saturating_sub(submitted_ns);
     let entry = Request {
-        owner: submission.owner,
-        submitted_ns: submission.submitted_ns,
-        status,
-        bytes: if status == 0 { u64::from(bytes) } else { 0 },
+        address: 0,
+        submitted_ns,
+        issued_ns: 0,
+        cgroup: owner.cgroup,
+        start_ns: owner.start_ns,
+        tgid: owner.tgid,
+        series: Series::NONE,
+        length: 0,
+        bytes: if status == 0 { bytes } else { 0 },
+        born: 0,
+        status: status as i16,
         // SAFETY: the tracepoint's argument is a request.
         operation: unsafe { operation(request) },
-        ..EMPTY
     };
-    // SAFETY: the tracepoint's argument is a request.
-    let device = unsafe { device(request) };
-    account(ctx, &entry, device, 0, waited_ns);
+    account(ctx, &entry, request, 0, waited_ns);
     if waited_ns >= SLOW_NS.load() || status != 0 {
-        send(&entry, device, 0, 0, waited_ns);
+        // SAFETY: the tracepoint's argument is a request.
+        send(&entry, unsafe { device(request) }, 0, 0, waited_ns);
     }
 }
-
-const EMPTY: Request = Request {
-    owner: Owner::UNATTRIBUTED,
-    submitted_ns: 0,
-    issued_ns: 0,
-    bytes: 0,
-    status: 0,
-    operation: 0,
-    reserved: 0,
-    length: 0,
-    born: 0,
-};
 
 /// A request that is used again although its completion was never seen: some kernels run no program while certain tasks
 /// are interrupted. It did complete, so it is counted; how long it took, and whether it failed, is lost.
@@ -346,12 +425,11 @@ fn settle(ctx: &impl EbpfContext, entry: &Request, device: u32) {
     if lose(|health| &mut health.unmatched) {
         warn!(ctx, "block_io: a request is used again whose completion was not seen, operation {}", entry.operation);
     }
-    let key = Key { owner: entry.owner, device, operation: entry.operation, reserved: 0 };
-    if let Some(totals) = totals(ctx, &key) {
+    if let Some((_, account)) = account_of(ctx, entry, || device) {
         // SAFETY: a value of the map.
         unsafe {
-            counter::add(&raw mut (*totals).count, 1);
-            counter::add(&raw mut (*totals).bytes, u64::from(entry.length));
+            counter::add(&raw mut (*account).count, 1);
+            counter::add(&raw mut (*account).bytes, u64::from(entry.length));
         }
     }
 }
@@ -366,66 +444,59 @@ fn unknown(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) {
         if is_flush(request) || bytes == 0 || request.read::<u64>(&fields::REQUEST_START_TIME_NS) <= LOADED_NS.load() {
             return;
         }
-        let Some(totals) = TOTALS.get_ptr_mut(nobody(operation(request))) else { return };
+        let Some(account) = accounts::of(Series::of_nobody(operation(request))) else { return };
         if status == 0 {
-            counter::add(&raw mut (*totals).bytes, u64::from(bytes));
+            counter::add(&raw mut (*account).bytes, u64::from(bytes));
         }
         if bytes >= request.read::<u32>(&fields::REQUEST_DATA_LEN) {
             if lose(|health| &mut health.unmatched) {
                 let flags = request.read::<u32>(&fields::REQUEST_CMD_FLAGS);
                 warn!(ctx, "block_io: a completion without a submission, flags {:x}", flags);
             }
-            counter::add(&raw mut (*totals).count, 1);
-            counter::add(&raw mut (*totals).errors, u64::from(status != 0));
+            counter::add(&raw mut (*account).count, 1);
+            counter::add(&raw mut (*account).errors, u64::from(status != 0));
         }
     }
 }
 
-/// Where an operation is counted that cannot be attributed.
+/// The account of a request, which its owner may have to open, or open again: a process that is gone is forgotten.
 #[inline(always)]
-fn nobody(operation: u16) -> Key {
-    Key { owner: Owner::UNATTRIBUTED, device: 0, operation, reserved: 0 }
+fn account_of(ctx: &impl EbpfContext, entry: &Request, device: impl FnOnce() -> u32) -> Option<(Series, *mut Account)> {
+    if let Some(account) = accounts::of(entry.series) {
+        return Some((entry.series, account));
+    }
+    let key = Key { owner: entry.owner(), device: device(), operation: entry.operation, reserved: 0 };
+    let series = accounts::open(ctx, &key);
+    Some((series, accounts::of(series)?))
 }
 
 #[inline(always)]
-fn account(ctx: &impl EbpfContext, entry: &Request, device: u32, queue_ns: u64, device_ns: u64) {
-    let key = Key { owner: entry.owner, device, operation: entry.operation, reserved: 0 };
-    let Some(totals) = totals(ctx, &key) else { return };
+fn account(ctx: &impl EbpfContext, entry: &Request, request: Kernel, queue_ns: u64, device_ns: u64) {
+    // SAFETY: the caller's request.
+    let Some((series, account)) = account_of(ctx, entry, || unsafe { device(request) }) else { return };
+    let total_ns = queue_ns + device_ns;
     // SAFETY: a value of the map.
-    let series = unsafe {
-        counter::add(&raw mut (*totals).count, 1);
-        counter::add(&raw mut (*totals).bytes, entry.bytes);
-        counter::add(&raw mut (*totals).wait_ns, queue_ns + device_ns);
+    unsafe {
+        counter::add(&raw mut (*account).count, 1);
+        counter::add(&raw mut (*account).bytes, u64::from(entry.bytes));
+        counter::add(&raw mut (*account).wait_ns, total_ns);
         if entry.status != 0 {
-            counter::add(&raw mut (*totals).errors, 1);
+            counter::add(&raw mut (*account).errors, 1);
         }
-        (*totals).series
-    };
-    let (device_bucket, total_bucket) = (histogram::bucket(device_ns), histogram::bucket(queue_ns + device_ns));
-    count_latency(ctx, Bucket::new(series, latency::QUEUE, histogram::bucket(queue_ns)));
-    if device_bucket == total_bucket {
-        count_latency(ctx, Bucket::new(series, latency::DEVICE_AND_TOTAL, total_bucket));
-    } else {
-        count_latency(ctx, Bucket::new(series, latency::DEVICE, device_bucket));
-        count_latency(ctx, Bucket::new(series, latency::TOTAL, total_bucket));
     }
-}
-
-/// The totals of a key, made when this is its first request.
-#[inline(always)]
-fn totals(ctx: &impl EbpfContext, key: &Key) -> Option<*mut Totals> {
-    TOTALS.get_ptr_mut(key).or_else(|| {
-        // SAFETY: the helper has no preconditions.
-        let random = unsafe { u64::from(bpf_get_prandom_u32()) << 32 | u64::from(bpf_get_prandom_u32()) };
-        let empty = Totals { series: Bucket::series_of(random), count: 0, bytes: 0, errors: 0, wait_ns: 0 };
-        let _ = TOTALS.insert(key, empty, u64::from(BPF_NOEXIST));
-        TOTALS.get_ptr_mut(key).or_else(|| {
-            if lose(|health| &mut health.map_full) {
-                warn!(ctx, "block_io: no room for another owner, counting for nobody");
-            }
-            TOTALS.get_ptr_mut(nobody(key.operation))
-        })
-    })
+    let series = Bucket::series_of(series);
+    let (queue, device, total) =
+        (histogram::bucket(queue_ns), histogram::bucket(device_ns), histogram::bucket(total_ns));
+    if device != total {
+        count_latency(ctx, Bucket::new(series, latency::QUEUE, queue));
+        count_latency(ctx, Bucket::new(series, latency::DEVICE, device));
+        count_latency(ctx, Bucket::new(series, latency::TOTAL, total));
+    } else if queue < latency::ALL_COUNT {
+        count_latency(ctx, Bucket::new(series, latency::ALL + queue, total));
+    } else {
+        count_latency(ctx, Bucket::new(series, latency::QUEUE, queue));
+        count_latency(ctx, Bucket::new(series, latency::DEVICE_AND_TOTAL, total));
+    }
 }
 
 #[inline(always)]
@@ -450,15 +521,15 @@ fn send(entry: &Request, device: u32, sector: u64, queue_ns: u64, device_ns: u64
     ring::send(&MOMENTS, |record: *mut Completion| {
         let completion = Completion {
             header: ring::header(SLOW_OR_FAILED),
-            owner: entry.owner,
+            owner: entry.owner(),
             queue_ns,
             device_ns,
-            bytes: entry.bytes,
+            bytes: u64::from(entry.bytes),
             sector,
             device,
             operation: entry.operation,
             reserved: 0,
-            status: entry.status,
+            status: i32::from(entry.status) as u32,
             reserved2: 0,
         };
         // SAFETY: the ring's reserved bytes.
@@ -481,7 +552,7 @@ unsafe fn charged(bio: Kernel) -> Owner {
     unsafe {
         let task = Kernel::current_task();
         let mut owner = owner::of(task);
-        if fields::BIO_BLKG.load() != fields::ABSENT && task.read::<u32>(&fields::TASK_FLAGS) & PF_KTHREAD != 0 {
+        if fields::BIO_BLKG.load() != fields::ABSENT && is_kernel_thread(task) {
             let group = bio.follow(&fields::BIO_BLKG).follow(&fields::BLKG_BLKCG);
             let cgroup = owner::cgroup_id(group.follow(&fields::BLKCG_CGROUP));
             if cgroup != 0 {
@@ -490,6 +561,12 @@ unsafe fn charged(bio: Kernel) -> Owner {
         }
         owner
     }
+}
+
+#[inline(always)]
+unsafe fn is_kernel_thread(task: Kernel) -> bool {
+    // SAFETY: the caller's task.
+    unsafe { task.read::<u32>(&fields::TASK_FLAGS) & PF_KTHREAD != 0 }
 }
 
 #[inline(always)]

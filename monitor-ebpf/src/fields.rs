@@ -142,6 +142,15 @@ pub fn apart(value: u64) -> u64 {
     value
 }
 
+/// The lower half of an address. The verifier refuses to calculate with an address, but not with a half of it.
+#[inline(always)]
+pub fn lower_half(address: u64) -> u32 {
+    let lower: u64;
+    // SAFETY: moves a register's lower half.
+    unsafe { core::arch::asm!("w0 = w1", in("r1") address, lateout("r0") lower, options(pure, nomem, nostack)) };
+    lower as u32
+}
+
 /// Bytes of a task's stack in the kernel (arch/x86/include/asm/page_64_types.h), and of the registers at its top.
 const STACK_BYTES: u64 = 16 << 10;
 const REGISTERS_BYTES: u64 = 168;

@@ -223,7 +223,6 @@ impl Agent {
     fn between_ticks(&mut self) {
         self.take_moments();
         self.collector.flush_logs();
-        self.collector.make_room();
         self.sweep_if_due();
         let (waiting, since) = self.model.awaiting_harvest();
         if waiting >= HARVEST_AT || since.is_some_and(|since| BootTime::now().since(since) >= HARVEST_AFTER) {

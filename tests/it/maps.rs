@@ -1,6 +1,6 @@
 //! Maps that are too small: what finds no room is counted for nobody, so that the host's totals stay exact, and told.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tests::{Agent, LoopDevice, Machine, Workload, expect, json, proc};
 
 /// More processes than the smallest map has room for.
@@ -71,6 +71,40 @@ fn io_of_processes_that_find_no_room_counts_for_the_host() -> Result<()> {
     let grown = host()? - before;
     ensure!(made >= CROWD as u64 * 50 && grown >= made, "{grown} reads of the host, {made} of one of its devices");
     ensure!(json::count(&agent.coverage("block_io")?, "lost.map_full")? > 0, "the map of 16 had room for all");
+    agent.stop()
+}
+
+/// Accounts of the kernel's that are not for what cannot be attributed, in the test below.
+const ACCOUNTS: usize = 64 - 5;
+
+#[test]
+fn accounts_of_processes_that_are_gone_are_used_again_and_stay_exact() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(16 << 20)?;
+    let path = device.path().display().to_string();
+    let agent = Agent::start(&["--set", "block_io.owners=64"])?;
+    let mut told = 0;
+    for _ in 0..4 {
+        let mut pids = Vec::new();
+        // Fewer at a time than there is room for, and many more in all. Each reads its own number of blocks.
+        for blocks in 1..=ACCOUNTS / 3 {
+            let mut workload = Workload::start()?;
+            workload.run(&format!("direct read {path} {blocks} 4096"))?;
+            pids.push((workload.pid(), blocks as u64));
+        }
+        agent.settle()?;
+        for (pid, blocks) in pids {
+            // A workload's own start may read from another disk.
+            let reads = json::count(&agent.process(pid)?, "block_io.read_ops_total")?;
+            ensure!(reads >= blocks, "process {pid} made {blocks} reads, and {reads} are told");
+            told += blocks;
+        }
+        // Those that are gone are forgotten within a second.
+        std::thread::sleep(std::time::Duration::from_millis(1500));
+    }
+    let of_device = agent.block_device(device.name())?.context("the device is not listed")?;
+    expect::exactly("reads of the device", json::count(&of_device, "block_io.read_ops_total")?, told)?;
+    expect::exactly("lost", json::count(&agent.coverage("block_io")?, "lost.map_full")?, 0)?;
     agent.stop()
 }
 

@@ -86,16 +86,6 @@ impl Collector {
         Ok(probe)
     }
 
-    /// Makes room for further requests in flight, where there was none.
-    pub fn make_room(&mut self) {
-        let full = self.probes.iter().find(|probe| probe.source == Source::BlockIo).map_or(0, Probe::map_full);
-        if let Some(block_io) = &mut self.block_io
-            && let Err(error) = block_io.make_room(full)
-        {
-            log::warn!("block_io: deleting requests that are not in flight: {error}");
-        }
-    }
-
     /// Empties the rings. Moments come in order of time.
     pub fn moments(&mut self) -> Vec<Moment> {
         let mut moments = Vec::new();
@@ -122,16 +112,16 @@ impl Collector {
             page_faults: or_empty(Source::PageFault, self.page_fault.as_mut().map(PageFault::read)),
             address_spaces: or_empty(Source::AddressSpace, self.address_space.as_mut().map(AddressSpace::read)),
             block_latencies: or_empty(Source::BlockIo, self.block_io.as_mut().map(BlockIo::read_latencies)),
-            block_io: or_empty(Source::BlockIo, self.block_io.as_mut().map(BlockIo::read)),
+            block_io: self.block_io.as_mut().map(BlockIo::read).unwrap_or_default(),
         }
     }
 
     /// Lets the kernel forget what has been taken in. On an error it may have forgotten some of it.
-    pub fn forget(&self, harvest: &Harvest) -> io::Result<()> {
+    pub fn forget(&mut self, harvest: &Harvest) -> io::Result<()> {
         let forgotten = [
             self.page_fault.as_ref().map(|source| source.forget(&harvest.page_faults)),
             self.address_space.as_ref().map(|source| source.forget(&harvest.address_spaces)),
-            self.block_io.as_ref().map(|source| source.forget(&harvest.block_io, &harvest.block_latencies)),
+            self.block_io.as_mut().map(|source| source.forget(&harvest.block_io, &harvest.block_latencies)),
         ];
         forgotten.into_iter().flatten().collect()
     }

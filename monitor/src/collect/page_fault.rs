@@ -1,6 +1,11 @@
 //! Source `page_fault`: the hash map and the slots in front of it, joined so that no fault is missed or counted twice.
 
-use crate::kernel::{attach::Attached, attach::LoadError, map::HashMap, slots::Slots};
+use crate::kernel::{
+    attach::{Attached, LoadError},
+    map::HashMap,
+    slots::Slots,
+    table::Table,
+};
 use monitor_common::{
     Owner,
     page_fault::{Counts, KINDS, USER_KINDS},
@@ -24,8 +29,8 @@ impl PageFault {
         totals.insert_zero(&Owner::UNATTRIBUTED)?;
         Ok(Self {
             totals,
-            user: Slots::new(attached.take_map("USER_SLOTS")?, cpus)?,
-            kernel: Slots::new(attached.take_map("KERNEL_SLOTS")?, cpus)?,
+            user: Slots(Table::new(attached.take_map("USER_SLOTS")?, cpus)?),
+            kernel: Slots(Table::new(attached.take_map("KERNEL_SLOTS")?, cpus)?),
         })
     }
 

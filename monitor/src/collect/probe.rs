@@ -110,11 +110,6 @@ impl Probe {
         }
     }
 
-    /// How often a map of its was full.
-    pub(super) fn map_full(&self) -> u64 {
-        self.health().map(|health| health.map_full).sum()
-    }
-
     /// What each CPU lost.
     fn health(&self) -> impl Iterator<Item = Health> {
         let cpus = self.health.as_ref().and_then(|health| health.get(&0, 0).ok());
@@ -137,13 +132,5 @@ impl Probe {
 
 /// Kernel memory of a map, in bytes; 0 where the kernel does not say.
 pub(super) fn map_bytes(map: &Map) -> u64 {
-    let (Map::Array(data)
-    | Map::HashMap(data)
-    | Map::PerCpuArray(data)
-    | Map::PerCpuHashMap(data)
-    | Map::RingBuf(data)) = map
-    else {
-        return 0;
-    };
-    map::memory_bytes(data.fd().as_fd()).unwrap_or_default()
+    map::data_of(map).map_or(0, |data| map::memory_bytes(data.fd().as_fd()).unwrap_or_default())
 }

@@ -12,7 +12,7 @@ use crate::{
 };
 use monitor_common::{
     Owner, address_space,
-    block_io::{self, Bucket, latency, operation},
+    block_io::{self, Bucket, Series, latency, operation},
     histogram,
 };
 use proptest::prelude::*;
@@ -141,7 +141,7 @@ fn counters(second: u64) -> Counters {
     let age = |owner: &Owner| second - owner.start_ns / SECOND + 1;
     let key =
         |owner: &Owner| block_io::Key { owner: *owner, device: 254 << 20, operation: operation::WRITE, reserved: 0 };
-    let series = |owner: &Owner| Bucket::series_of(u64::from(owner.tgid) << 40);
+    let series = |owner: &Owner| Bucket::series_of(Series::new(owner.tgid, 0));
     let io = |owner: &Owner| block_io::Totals {
         series: series(owner),
         count: age(owner),

@@ -1,6 +1,7 @@
 //! Carrying out a plan: load an object, attach a rung's programs, step down where the kernel refuses.
 
 use super::{
+    accounts::Accounts,
     btf, map, objects,
     plan::{self, Attachment, Hook, Plan, Rung},
     program::LoadedProgram,
@@ -16,7 +17,7 @@ use aya::{
     maps::MapData,
     programs::{BtfTracePoint, FExit, Iter, PerfEvent, Program, ProgramError, RawTracePoint, TracePoint},
 };
-use monitor_common::limits;
+use monitor_common::{block_io, limits};
 use std::{
     cell::{OnceCell, RefCell},
     collections::BTreeMap,
@@ -151,7 +152,8 @@ impl<'a> Loader<'a> {
             .override_global("AYA_LOG_LEVEL", &settings.log_level, false)
             .map_max_entries("AYA_LOGS", limits::LOG_RING_BYTES)
             .map_max_entries("USER_SLOTS", cpus)
-            .map_max_entries("KERNEL_SLOTS", cpus);
+            .map_max_entries("KERNEL_SLOTS", cpus)
+            .map_max_entries("THREADS", cpus << block_io::THREADS_BITS);
         Self { support, settings, objects: RefCell::new(objects), btf: OnceCell::new() }
     }
 
@@ -208,6 +210,9 @@ impl<'a> Loader<'a> {
             missing.push(MissingProgram { program: attachment.program, reason: error.to_string() });
             Ok(())
         };
+        if source == Source::BlockIo {
+            Accounts::hand_out(&object)?;
+        }
         // All are loaded before the first is attached, so that a rung that fails has counted nothing.
         for attachment in rung.attachments {
             self.load_program(&mut object, attachment).or_else(|error| do_without(attachment, error))?;
@@ -279,7 +284,7 @@ const fn owner_maps(source: Source) -> &'static [&'static str] {
     match source {
         Source::PageFault => &["PAGE_FAULTS"],
         Source::AddressSpace => &["ADDRESS_SPACES", "HEAPS"],
-        Source::BlockIo => &["TOTALS"],
+        Source::BlockIo => &["ACCOUNTS", "KEYS", "FREE"],
         Source::Lifecycle => &[],
     }
 }

@@ -114,6 +114,20 @@ pub fn data(map: Map) -> Option<MapData> {
         | Map::HashMap(data)
         | Map::PerCpuArray(data)
         | Map::PerCpuHashMap(data)
+        | Map::Queue(data)
+        | Map::RingBuf(data) => Some(data),
+        _ => None,
+    }
+}
+
+/// As [`data`], of a map that stays where it is.
+pub fn data_of(map: &Map) -> Option<&MapData> {
+    match map {
+        Map::Array(data)
+        | Map::HashMap(data)
+        | Map::PerCpuArray(data)
+        | Map::PerCpuHashMap(data)
+        | Map::Queue(data)
         | Map::RingBuf(data) => Some(data),
         _ => None,
     }

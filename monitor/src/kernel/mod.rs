@@ -1,6 +1,7 @@
 //! The only folder that knows aya and the bpf system call: what the kernel offers (`support`), what to do with that
-//! (`plan`, pure), doing it (`attach`), and reading what the programs count (`map`, `slots`, `ring`).
+//! (`plan`, pure), doing it (`attach`), and reading what the programs count (`map`, `slots`, `accounts`, `ring`).
 
+pub mod accounts;
 pub mod attach;
 pub mod btf;
 pub mod layout;
@@ -14,4 +15,5 @@ pub mod signature;
 pub mod slots;
 pub mod support;
 pub mod syscall;
+pub mod table;
 pub mod tracefs;

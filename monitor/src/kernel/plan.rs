@@ -211,6 +211,7 @@ const BLOCK_IO: &[Rung] = &[
         "block_io_start",
         Access::LoadOrHelper,
         &[
+            required("block_io_moved", Hook::TpBtf("cgroup_attach_task")),
             required("block_io_submit", Hook::TpBtf("block_io_start")),
             required("block_io_issue", Hook::TpBtf("block_rq_issue")),
             optional("block_io_merge", Hook::TpBtf("block_rq_merge")),

@@ -34,12 +34,18 @@ pub fn update(map: BorrowedFd<'_>, key: &[u8], value: &[u8]) -> io::Result<()> {
     let mut attr = ElementAttr {
         map_fd: map.as_raw_fd() as u32,
         reserved: 0,
-        key: key.as_ptr() as u64,
+        // The kernel insists on null where there is none.
+        key: if key.is_empty() { 0 } else { key.as_ptr() as u64 },
         value: value.as_ptr() as u64,
         flags: 0,
     };
     // SAFETY: both buffers live, and are as long as the map's keys and values.
     unsafe { bpf(command::MAP_UPDATE_ELEM, &mut attr) }.map(drop)
+}
+
+/// Adds an element at the end of a queue. `value` must be as long as its elements are.
+pub fn push(queue: BorrowedFd<'_>, value: &[u8]) -> io::Result<()> {
+    update(queue, &[], value)
 }
 
 #[repr(C)]
@@ -164,6 +170,27 @@ pub fn program_statistics(program: BorrowedFd<'_>) -> io::Result<ProgramStatisti
     // kernel to follow a pointer, as all are zero.
     unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &mut attr) }?;
     Ok(ProgramStatistics { run_time_ns: info.run_time_ns, runs: info.runs, skipped_runs: info.skipped_runs })
+}
+
+/// `struct bpf_map_info` up to `max_entries`.
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    kind: u32,
+    id: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+}
+
+/// How many entries a map has room for.
+pub fn max_entries(map: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = MapInfo::default();
+    let mut attr =
+        InfoAttr { fd: map.as_raw_fd() as u32, length: size_of::<MapInfo>() as u32, info: &raw mut info as u64 };
+    // SAFETY: `info` is as long as `length` says, and all of it are plain numbers.
+    unsafe { bpf(command::OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    Ok(info.max_entries)
 }
 
 /// `struct bpf_btf_info`.

@@ -8,7 +8,7 @@ use crate::{
     sample::{FoundContainer, FoundProcess},
 };
 use monitor_common::{
-    block_io::{self, Bucket, latency, operation},
+    block_io::{self, Bucket, Series, latency, operation},
     histogram, page_fault,
 };
 use snapshot::{Process, ProcessState};
@@ -218,7 +218,7 @@ fn latencies_of_all_kinds_reach_process_cgroup_and_device() {
     let mut model = model();
     let (process, device) = (owner(10, 2), DeviceId(254 << 20));
     let key = block_io::Key { owner: process, device: device.0, operation: operation::READ, reserved: 0 };
-    let series = Bucket::series_of(0x1234_5678_9abc_def0);
+    let series = Bucket::series_of(Series::new(77, 5));
     let totals = block_io::Totals { series, count: 3, bytes: 12288, errors: 1, wait_ns: 3_000_000 };
     let at = |kind, ns| Bucket::new(series, kind, histogram::bucket(ns));
     let counters = Counters {

@@ -179,7 +179,10 @@ impl BlockIo {
             latency::QUEUE => self.queue_latency.add(value, count),
             latency::DEVICE => self.device_latency.add(value, count),
             latency::TOTAL => self.add_total_latency(key, value, count),
-            _ => {
+            kind => {
+                if kind >= latency::ALL {
+                    self.queue_latency.add(kind - latency::ALL, count);
+                }
                 self.device_latency.add(value, count);
                 self.add_total_latency(key, value, count);
             }
