@@ -21,7 +21,7 @@ mod accounts;
 mod requests;
 
 use aya_ebpf::{
-    EbpfContext, Global,
+    Global,
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
     helpers::{bpf_get_smp_processor_id, generated::bpf_ktime_get_ns},
     macros::{btf_tracepoint, map},
@@ -111,7 +111,7 @@ const PF_KTHREAD: u32 = 0x0020_0000;
 /// `TP_PROTO(struct request *rq)`, since Linux 6.5: a request was made for a bio, in its submitter's context.
 #[btf_tracepoint(function = "block_io_start")]
 pub fn block_io_submit(ctx: BtfTracePointContext) -> i32 {
-    submit(&ctx, Kernel(ctx.arg(0)))
+    submit(Kernel(ctx.arg(0)))
 }
 
 /// `TP_PROTO(struct request *rq)`: a request is handed to the driver.
@@ -149,12 +149,12 @@ tracepoint! {
 }
 tracepoint! {
     /// `TP_PROTO(struct request *rq)`: where there is no `block_io_start`, most requests are first seen here.
-    block_io_insert, block_io_insert_raw, "block_rq_insert", |ctx| first_seen(&ctx, Kernel(ctx.arg(0)))
+    block_io_insert, block_io_insert_raw, "block_rq_insert", |ctx| first_seen(Kernel(ctx.arg(0)))
 }
 tracepoint! {
     /// As `block_io_issue`, where it may be the first that is seen of a request.
     block_io_first_issue, block_io_first_issue_raw, "block_rq_issue", |ctx| {
-        first_seen(&ctx, Kernel(ctx.arg(0)));
+        first_seen(Kernel(ctx.arg(0)));
         issue(Kernel(ctx.arg(0)))
     }
 }
@@ -166,7 +166,7 @@ tracepoint! {
     /// `TP_PROTO(struct request *rq, blk_status_t error, unsigned int nr_bytes)`: some of a request's bytes, or all that are
     /// left, are done.
     block_io_complete, block_io_complete_raw, "block_rq_complete",
-    |ctx| complete(&ctx, Kernel(ctx.arg(0)), ctx.arg(1), ctx.arg(2))
+    |ctx| complete(Kernel(ctx.arg(0)), ctx.arg(1), ctx.arg(2))
 }
 
 fn now() -> u64 {
@@ -176,7 +176,7 @@ fn now() -> u64 {
 
 /// Where the program that counts moves is attached as well.
 #[inline(always)]
-fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
+fn submit(request: Kernel) -> i32 {
     // Not the request's own stamp: some kernels renew that only after this tracepoint.
     let submitted_ns = now();
     // SAFETY: the tracepoint's argument is a request; the running task is one.
@@ -186,7 +186,7 @@ fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
         if fields::BIO_BLKG.load() != fields::ABSENT && is_kernel_thread(task) {
             // Whom it writes for changes from one request to the next.
             let submission = Submission { owner: submitter(request), submitted_ns };
-            return submit_for(ctx, request, submission, operation, Series::NONE);
+            return submit_for(request, submission, operation, Series::NONE);
         }
         let Some(thread) = thread(task) else { return 0 };
         let owner = (*thread).owner;
@@ -198,11 +198,11 @@ fn submit(ctx: &impl EbpfContext, request: Kernel) -> i32 {
         let mut series = Series::NONE;
         if let Some(known) = (*thread).series.get_mut(usize::from(operation)) {
             if *known == Series::NONE {
-                *known = accounts::open(ctx, &Key { owner, device, operation, reserved: 0 });
+                *known = accounts::open(&Key { owner, device, operation, reserved: 0 });
             }
             series = *known;
         }
-        submit_for(ctx, request, Submission { owner, submitted_ns }, operation, series)
+        submit_for(request, Submission { owner, submitted_ns }, operation, series)
     }
 }
 
@@ -230,7 +230,7 @@ unsafe fn thread(task: Kernel) -> Option<*mut Thread> {
 }
 
 #[inline(always)]
-fn submit_for(ctx: &impl EbpfContext, request: Kernel, submission: Submission, operation: u16, series: Series) -> i32 {
+fn submit_for(request: Kernel, submission: Submission, operation: u16, series: Series) -> i32 {
     let Submission { owner, submitted_ns } = submission;
     let entry = Request {
         address: request.0,
@@ -251,18 +251,18 @@ fn submit_for(ctx: &impl EbpfContext, request: Kernel, submission: Submission, o
         // SAFETY: a value of the map; the request belongs to this submitter alone until it is inserted or issued.
         unsafe {
             if (*old).submitted_ns != 0 {
-                settle(ctx, &*old, device(request));
+                settle(&*old, device(request));
             }
             *old = Request { address: (*old).address, ..entry };
         }
-    } else if !requests::keep(&entry) && lose(|health| &mut health.map_full) {
-        warn!(ctx, "block_io: no room for another request in flight");
+    } else if !requests::keep(&entry) {
+        lose_room(NoRoom::Request);
     }
     0
 }
 
 #[inline(always)]
-fn first_seen(ctx: &impl EbpfContext, request: Kernel) -> i32 {
+fn first_seen(request: Kernel) -> i32 {
     // The block layer's own flush is made for requests that are counted themselves.
     if is_flush(request) {
         return 0;
@@ -275,7 +275,7 @@ fn first_seen(ctx: &impl EbpfContext, request: Kernel) -> i32 {
         // SAFETY: the tracepoint's argument is a request.
         .unwrap_or_else(|| Submission { owner: unsafe { submitter(request) }, submitted_ns: now() });
     // SAFETY: as above.
-    submit_for(ctx, request, submission, unsafe { operation(request) }, Series::NONE)
+    submit_for(request, submission, unsafe { operation(request) }, Series::NONE)
 }
 
 /// What tells one use of a request from the next: the low half of its own start time, in nanoseconds.
@@ -353,11 +353,11 @@ fn merged(request: Kernel) -> i32 {
 }
 
 #[inline(always)]
-fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) -> i32 {
+fn complete(request: Kernel, status: u32, bytes: u32) -> i32 {
     let Some(found) = requests::in_flight(request) else {
         match held_back(request) {
-            Some(submission) => flushed(ctx, request, status, bytes, submission),
-            None => unknown(ctx, request, status, bytes),
+            Some(submission) => flushed(request, status, bytes, submission),
+            None => unknown(request, status, bytes),
         }
         return 0;
     };
@@ -379,7 +379,7 @@ fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) ->
         let issued = if entry.issued_ns == 0 { entry.submitted_ns } else { entry.issued_ns };
         let queue_ns = issued.saturating_sub(entry.submitted_ns);
         let device_ns = done_ns.saturating_sub(issued);
-        account(ctx, entry, request, queue_ns, device_ns);
+        account(entry, request, queue_ns, device_ns);
         if queue_ns + device_ns >= SLOW_NS.load() || entry.status != 0 {
             // The request's own sector has moved on with the parts that were completed before.
             let sector = request.read::<u64>(&fields::REQUEST_SECTOR).saturating_sub(u64::from(before) / SECTOR_BYTES);
@@ -393,7 +393,7 @@ fn complete(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) ->
 /// A request that was held back until the device was flushed, and is done without ever being issued: it has no data, or the
 /// flush failed.
 #[inline(always)]
-fn flushed(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32, submission: Submission) {
+fn flushed(request: Kernel, status: u32, bytes: u32, submission: Submission) {
     let Submission { owner, submitted_ns } = submission;
     let waited_ns = now().saturating_sub(submitted_ns);
     let entry = Request {
@@ -411,7 +411,7 @@ fn flushed(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32, sub
         // SAFETY: the tracepoint's argument is a request.
         operation: unsafe { operation(request) },
     };
-    account(ctx, &entry, request, 0, waited_ns);
+    account(&entry, request, 0, waited_ns);
     if waited_ns >= SLOW_NS.load() || status != 0 {
         // SAFETY: the tracepoint's argument is a request.
         send(&entry, unsafe { device(request) }, 0, 0, waited_ns);
@@ -421,11 +421,9 @@ fn flushed(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32, sub
 /// A request that is used again although its completion was never seen: some kernels run no program while certain tasks
 /// are interrupted. It did complete, so it is counted; how long it took, and whether it failed, is lost.
 #[inline(always)]
-fn settle(ctx: &impl EbpfContext, entry: &Request, device: u32) {
-    if lose(|health| &mut health.unmatched) {
-        warn!(ctx, "block_io: a request is used again whose completion was not seen, operation {}", entry.operation);
-    }
-    if let Some((_, account)) = account_of(ctx, entry, || device) {
+fn settle(entry: &Request, device: u32) {
+    block_io_lose_match(u32::from(entry.operation));
+    if let Some((_, account)) = account_of(entry, || device) {
         // SAFETY: a value of the map.
         unsafe {
             counter::add(&raw mut (*account).count, 1);
@@ -438,7 +436,7 @@ fn settle(ctx: &impl EbpfContext, entry: &Request, device: u32) {
 /// flush that it asked for, a request from before this program, or one that found no room in the map. The last is still
 /// counted for the host.
 #[inline(always)]
-fn unknown(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) {
+fn unknown(request: Kernel, status: u32, bytes: u32) {
     // SAFETY: the tracepoint's argument is a request; a value of the map.
     unsafe {
         if is_flush(request) || bytes == 0 || request.read::<u64>(&fields::REQUEST_START_TIME_NS) <= LOADED_NS.load() {
@@ -449,10 +447,7 @@ fn unknown(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) {
             counter::add(&raw mut (*account).bytes, u64::from(bytes));
         }
         if bytes >= request.read::<u32>(&fields::REQUEST_DATA_LEN) {
-            if lose(|health| &mut health.unmatched) {
-                let flags = request.read::<u32>(&fields::REQUEST_CMD_FLAGS);
-                warn!(ctx, "block_io: a completion without a submission, flags {:x}", flags);
-            }
+            block_io_lose_match(request.read(&fields::REQUEST_CMD_FLAGS));
             counter::add(&raw mut (*account).count, 1);
             counter::add(&raw mut (*account).errors, u64::from(status != 0));
         }
@@ -461,19 +456,19 @@ fn unknown(ctx: &impl EbpfContext, request: Kernel, status: u32, bytes: u32) {
 
 /// The account of a request, which its owner may have to open, or open again: a process that is gone is forgotten.
 #[inline(always)]
-fn account_of(ctx: &impl EbpfContext, entry: &Request, device: impl FnOnce() -> u32) -> Option<(Series, *mut Account)> {
+fn account_of(entry: &Request, device: impl FnOnce() -> u32) -> Option<(Series, *mut Account)> {
     if let Some(account) = accounts::of(entry.series) {
         return Some((entry.series, account));
     }
     let key = Key { owner: entry.owner(), device: device(), operation: entry.operation, reserved: 0 };
-    let series = accounts::open(ctx, &key);
+    let series = accounts::open(&key);
     Some((series, accounts::of(series)?))
 }
 
 #[inline(always)]
-fn account(ctx: &impl EbpfContext, entry: &Request, request: Kernel, queue_ns: u64, device_ns: u64) {
+fn account(entry: &Request, request: Kernel, queue_ns: u64, device_ns: u64) {
     // SAFETY: the caller's request.
-    let Some((series, account)) = account_of(ctx, entry, || unsafe { device(request) }) else { return };
+    let Some((series, account)) = account_of(entry, || unsafe { device(request) }) else { return };
     let total_ns = queue_ns + device_ns;
     // SAFETY: a value of the map.
     unsafe {
@@ -487,20 +482,64 @@ fn account(ctx: &impl EbpfContext, entry: &Request, request: Kernel, queue_ns: u
     let series = Bucket::series_of(series);
     let (queue, device, total) =
         (histogram::bucket(queue_ns), histogram::bucket(device_ns), histogram::bucket(total_ns));
-    if device != total {
-        count_latency(ctx, Bucket::new(series, latency::QUEUE, queue));
-        count_latency(ctx, Bucket::new(series, latency::DEVICE, device));
-        count_latency(ctx, Bucket::new(series, latency::TOTAL, total));
+    // Few calls, because each is a copy of the program.
+    let first = if device != total {
+        count_latency(Bucket::new(series, latency::DEVICE, device));
+        Bucket::new(series, latency::TOTAL, total)
     } else if queue < latency::ALL_COUNT {
-        count_latency(ctx, Bucket::new(series, latency::ALL + queue, total));
+        Bucket::new(series, latency::ALL + queue, total)
     } else {
-        count_latency(ctx, Bucket::new(series, latency::QUEUE, queue));
-        count_latency(ctx, Bucket::new(series, latency::DEVICE_AND_TOTAL, total));
+        Bucket::new(series, latency::DEVICE_AND_TOTAL, total)
+    };
+    count_latency(first);
+    if first.kind() < latency::ALL {
+        count_latency(Bucket::new(series, latency::QUEUE, queue));
     }
 }
 
+/// What found no room.
+#[derive(Clone, Copy)]
+enum NoRoom {
+    Owner,
+    Request,
+    Latency,
+}
+
+/// Counts what found no room, and says so the first time.
 #[inline(always)]
-fn count_latency(ctx: &impl EbpfContext, bucket: Bucket) {
+fn lose_room(what: NoRoom) {
+    block_io_lose_room(what as u32);
+}
+
+/// A line of log takes more instructions than all else. So this and [`block_io_lose_match`] are functions of their own, and
+/// global ones: those the verifier looks at once, and not again for each way that leads to them.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn block_io_lose_room(what: u32) -> i32 {
+    const OWNER: u32 = NoRoom::Owner as u32;
+    const REQUEST: u32 = NoRoom::Request as u32;
+    if lose(|health| &mut health.map_full) {
+        match what {
+            OWNER => warn!((), "block_io: no room for another owner, counting for nobody"),
+            REQUEST => warn!((), "block_io: no room for another request in flight"),
+            _ => warn!((), "block_io: no room for another latency, counting without it"),
+        }
+    }
+    0
+}
+
+/// Counts a request of which only one end was seen, and says so the first time.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn block_io_lose_match(flags: u32) -> i32 {
+    if lose(|health| &mut health.unmatched) {
+        warn!((), "block_io: of a request only one end was seen, operation and flags {:x}", flags);
+    }
+    0
+}
+
+#[inline(always)]
+fn count_latency(bucket: Bucket) {
     let count = LATENCIES.get_ptr_mut(bucket).or_else(|| {
         let _ = LATENCIES.insert(bucket, 0, u64::from(BPF_NOEXIST));
         LATENCIES.get_ptr_mut(bucket)
@@ -508,11 +547,7 @@ fn count_latency(ctx: &impl EbpfContext, bucket: Bucket) {
     match count {
         // SAFETY: a value of the map.
         Some(count) => unsafe { counter::add(count, 1) },
-        None => {
-            if lose(|health| &mut health.map_full) {
-                warn!(ctx, "block_io: no room for another latency, counting without it");
-            }
-        }
+        None => lose_room(NoRoom::Latency),
     }
 }
 
@@ -582,18 +617,31 @@ unsafe fn device(request: Kernel) -> u32 {
     }
 }
 
+/// The request's operation: looked up rather than decided, because the verifier follows each way a decision can go through
+/// all that comes after it.
 #[inline(always)]
 unsafe fn operation(request: Kernel) -> u16 {
-    // SAFETY: the caller's request.
-    let (flags, bytes) =
-        unsafe { (request.read::<u32>(&fields::REQUEST_CMD_FLAGS), request.read::<u32>(&fields::REQUEST_DATA_LEN)) };
-    match flags & flag::OPERATION {
-        flag::READ => operation::READ,
-        // A write of nothing only asks for the flush that goes before it.
-        flag::WRITE if bytes == 0 => operation::FLUSH,
-        flag::WRITE => operation::WRITE,
-        flag::FLUSH => operation::FLUSH,
-        flag::DISCARD | flag::SECURE_ERASE => operation::DISCARD,
-        _ => operation::OTHER,
+    // SAFETY: the caller's request; within the table.
+    unsafe {
+        let flags = request.read::<u32>(&fields::REQUEST_CMD_FLAGS);
+        let has_data = request.read::<u32>(&fields::REQUEST_DATA_LEN) != 0;
+        let index = (flags & flag::OPERATION) as usize | usize::from(has_data) << 8;
+        (&raw const OPERATIONS).cast::<u8>().add(index).read_volatile().into()
     }
 }
+
+/// By the kernel's number of the operation, without and with data.
+static OPERATIONS: [[u8; 256]; 2] = {
+    let mut table = [[operation::OTHER as u8; 256]; 2];
+    let mut data = 0;
+    while data < 2 {
+        table[data][flag::READ as usize] = operation::READ as u8;
+        // A write of nothing only asks for the flush that goes before it.
+        table[data][flag::WRITE as usize] = if data == 0 { operation::FLUSH as u8 } else { operation::WRITE as u8 };
+        table[data][flag::FLUSH as usize] = operation::FLUSH as u8;
+        table[data][flag::DISCARD as usize] = operation::DISCARD as u8;
+        table[data][flag::SECURE_ERASE as usize] = operation::DISCARD as u8;
+        data += 1;
+    }
+    table
+};

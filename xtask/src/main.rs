@@ -45,6 +45,9 @@ enum Command {
     /// One process of the crowd around a measured agent
     #[command(hide = true)]
     Sleeper,
+    /// The processes of one cgroup around a measured agent
+    #[command(hide = true)]
+    Household(bench::Household),
 }
 
 fn main() -> ExitCode {
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Vm(options) => vm::run(&options),
         Command::Bench(benchmark) => bench::run(&benchmark),
         Command::Sleeper => bench::sleep_and_work(),
+        Command::Household(household) => bench::live(&household),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

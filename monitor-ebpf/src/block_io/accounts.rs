@@ -1,10 +1,8 @@
 //! The accounts that requests are charged to: opened at the first request of a key, found by their number from then on.
 
-use crate::{ACCOUNTS, FREE, KEYS};
-use aya_ebpf::{EbpfContext, bindings::BPF_NOEXIST};
-use aya_log_ebpf::warn;
+use crate::{ACCOUNTS, FREE, KEYS, NoRoom};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use monitor_common::block_io::{Account, Key, Series};
-use monitor_ebpf::lose;
 
 /// The account of a series; none where it was closed, or there is no series.
 #[inline(always)]
@@ -15,14 +13,12 @@ pub(crate) fn of(series: Series) -> Option<*mut Account> {
 
 /// The series of a key, whose account is opened when there is none.
 #[inline(always)]
-pub(crate) fn open(ctx: &impl EbpfContext, key: &Key) -> Series {
+pub(crate) fn open(key: &Key) -> Series {
     number(key)
         // SAFETY: a value of the map.
         .and_then(|number| ACCOUNTS.get_ptr(number).map(|account| Series::new(number, unsafe { (*account).usage })))
         .unwrap_or_else(|| {
-            if lose(|health| &mut health.map_full) {
-                warn!(ctx, "block_io: no room for another owner, counting for nobody");
-            }
+            crate::lose_room(NoRoom::Owner);
             Series::of_nobody(key.operation)
         })
 }

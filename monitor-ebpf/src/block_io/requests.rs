@@ -10,10 +10,7 @@ use monitor_common::{
     block_io::{Request, WAYS_BITS},
     limits,
 };
-use monitor_ebpf::{
-    fields::{self, Kernel},
-    lose,
-};
+use monitor_ebpf::fields::{self, Kernel};
 
 const WAYS: u32 = 1 << WAYS_BITS;
 const _: () = assert!(limits::BLOCK_IO_REQUESTS.is_power_of_two());
@@ -71,11 +68,7 @@ pub(crate) fn keep(entry: &Request) -> bool {
             return true;
         }
     }
-    let kept = OVERFLOW.insert(entry.address, Request { address: entry.address + IN_OVERFLOW, ..*entry }, 0).is_ok();
-    kept || {
-        lose(|health| &mut health.map_full);
-        false
-    }
+    OVERFLOW.insert(entry.address, Request { address: entry.address + IN_OVERFLOW, ..*entry }, 0).is_ok()
 }
 
 /// A request is done, or has become part of another one: its place may become another's.

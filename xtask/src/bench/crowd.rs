@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-const PAUSE: Duration = Duration::from_millis(250);
+pub(super) const PAUSE: Duration = Duration::from_millis(250);
 /// Beyond the size from which the allocator maps memory apart, so that each round is an mmap and an munmap.
 const MAPPED_BYTES: usize = 256 << 10;
 const PAGE_BYTES: usize = 4096;
@@ -47,13 +47,17 @@ impl Drop for Crowd {
 pub(crate) fn sleep_and_work() -> Result<()> {
     let parent = std::os::unix::process::parent_id();
     while std::os::unix::process::parent_id() == parent {
-        let mut memory = vec![0_u8; MAPPED_BYTES];
-        for page in memory.chunks_mut(PAGE_BYTES).take(PAGES_TOUCHED) {
-            page[0] = 1;
-        }
-        black_box(&memory);
-        drop(memory);
+        work();
         std::thread::sleep(PAUSE);
     }
     Ok(())
+}
+
+/// One round: memory is mapped, touched and given back.
+pub(super) fn work() {
+    let mut memory = vec![0_u8; MAPPED_BYTES];
+    for page in memory.chunks_mut(PAGE_BYTES).take(PAGES_TOUCHED) {
+        page[0] = 1;
+    }
+    black_box(&memory);
 }

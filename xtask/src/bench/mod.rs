@@ -1,12 +1,14 @@
 //! `cargo xtask bench`: what the agent costs, against the limits it promises. One file per benchmark; `agent_process`
-//! starts and stops the agent for those that need one, `crowd` the processes it watches, `statistics` judges, `table`
+//! starts and stops the agent for those that need one, `crowd` and `population` the processes it watches, `statistics` judges, `table`
 //! prints.
 
 mod agent;
 mod agent_process;
 mod crowd;
+mod population;
 mod probes;
 mod recording;
+mod scale;
 mod scratch;
 mod slowdown;
 mod statistics;
@@ -16,6 +18,7 @@ use crate::{process, workspace};
 use anyhow::{Result, bail};
 
 pub(crate) use crowd::sleep_and_work;
+pub(crate) use population::{Household, live};
 
 /// The benchmarks. Each fails when a limit is broken, and all need root.
 #[derive(clap::Subcommand)]
@@ -24,6 +27,7 @@ pub(crate) enum Benchmark {
     Slowdown(slowdown::Options),
     Agent(agent::Options),
     Recording(recording::Options),
+    Scale(scale::Options),
 }
 
 pub(crate) fn run(benchmark: &Benchmark) -> Result<()> {
@@ -38,5 +42,6 @@ pub(crate) fn run(benchmark: &Benchmark) -> Result<()> {
         Benchmark::Slowdown(options) => slowdown::run(options),
         Benchmark::Agent(options) => agent::run(options),
         Benchmark::Recording(options) => recording::run(options),
+        Benchmark::Scale(options) => scale::run(options),
     }
 }
