@@ -20,6 +20,9 @@ mod maps;
 #[cfg(not(feature = "vm"))]
 mod metrics;
 mod page_fault;
+// Real servers, and readers that are not ours.
+#[cfg(not(feature = "vm"))]
+mod parity;
 #[cfg(not(feature = "vm"))]
 mod privileges;
 mod recording;

@@ -49,10 +49,19 @@ impl Podman {
     /// # Errors
     /// podman's.
     pub fn start(&self, name: &str) -> Result<()> {
+        self.start_with(name, &[])
+    }
+
+    /// As [`Self::start`], with further flags of `podman run`.
+    ///
+    /// # Errors
+    /// podman's.
+    pub fn start_with(&self, name: &str, flags: &[&str]) -> Result<()> {
         let root = self.directory.path().join("root");
         let root = root.to_str().context("a temporary directory without a name")?;
         let parent = format!("--cgroup-parent=/{}", self.parent.name);
-        self.ask(&["run", "--detach", "--name", name, "--network=none", &parent, "--rootfs", root, "sleep", "600"])?;
+        let common = ["run", "--detach", "--name", name, "--network=none", &parent];
+        self.ask(&[&common, flags, &["--rootfs", root, "sleep", "600"]].concat())?;
         Ok(())
     }
 

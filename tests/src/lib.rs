@@ -17,6 +17,7 @@ pub mod http;
 pub mod json;
 pub mod machine;
 pub mod proc;
+pub mod server;
 pub mod workload;
 
 pub use agent::Agent;
@@ -24,4 +25,5 @@ pub use cgroup::Cgroup;
 pub use container::{Podman, Runc};
 pub use disk::LoopDevice;
 pub use machine::Machine;
+pub use server::Server;
 pub use workload::Workload;

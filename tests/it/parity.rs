@@ -1,0 +1,222 @@
+//! What is polled, of real servers and containers, against readings that are not ours: psutil, free, the kernel's files.
+//! They need `apt-get install --no-install-recommends python3-psutil procps gunicorn python3-uvicorn postgresql stress-ng`.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::process::Command;
+use tests::{
+    Agent, Cgroup, Machine, Podman, Server,
+    clock::{PATIENCE, wait_until},
+    expect, json,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// Tells of a process and its descendants, by pid. What the kernel counts is read at once, so that it is of one time.
+const PSUTIL: &str = "
+import json, psutil, sys
+root = psutil.Process(int(sys.argv[1]))
+def told(process):
+    memory, times = process.memory_full_info(), process.cpu_times()
+    return {'resident': memory.rss, 'unique': memory.uss, 'proportional': memory.pss, 'threads': process.num_threads(),
+            'open_files': process.num_fds(), 'cpu_seconds': times.user + times.system, 'parent': process.ppid()}
+print(json.dumps({process.pid: told(process) for process in [root] + root.children(recursive=True)}))
+";
+
+/// What psutil says of a process and its descendants.
+fn psutil(root: u32) -> Result<Vec<(u32, Value)>> {
+    let output = Command::new("/usr/bin/python3").args(["-c", PSUTIL, &root.to_string()]).output()?;
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "apt-get install python3-psutil; {error}");
+    let told: serde_json::Map<String, Value> = serde_json::from_slice(&output.stdout)?;
+    told.into_iter().map(|(pid, told)| Ok((pid.parse()?, told))).collect()
+}
+
+/// The tree that begins with a process.
+fn tree(agent: &Agent, root: u32) -> Result<Option<Value>> {
+    let trees = agent.get("/v1/trees?limit=100000")?;
+    Ok(json::list(&trees, "trees")?.iter().find(|tree| tree["pid"] == root).cloned())
+}
+
+/// Waits until the agent and psutil agree on a tree of `processes` at rest, and on each of them; gives the tree.
+fn agreed(agent: &Agent, root: u32, processes: usize) -> Result<Value> {
+    let mut apart = String::from("nothing was compared");
+    let agreed = wait_until("what psutil says", PATIENCE, || {
+        let oracle = psutil(root)?;
+        if oracle.len() != processes {
+            apart = format!("{} processes, not {processes}", oracle.len());
+            return Ok(None);
+        }
+        let Some(tree) = tree(agent, root)? else { return Ok(None) };
+        let difference = difference(agent, &tree, &oracle)?;
+        apart = difference.clone().unwrap_or_default();
+        Ok(difference.is_none().then_some(tree))
+    });
+    agreed.with_context(|| apart)
+}
+
+/// The first thing that the two tell differently.
+fn difference(agent: &Agent, tree: &Value, oracle: &[(u32, Value)]) -> Result<Option<String>> {
+    let (mut unique, mut proportional) = (0, 0);
+    for (pid, told) in oracle {
+        let Ok(ours) = agent.process(*pid) else { return Ok(Some(format!("process {pid} is not told"))) };
+        let theirs = |name: &str| json::count(told, name);
+        // What is still filling is told as null.
+        let ours = |name: &str| json::at(&ours, name).map(|value| value.as_u64().unwrap_or(0));
+        let cpu_seconds = json::at(&agent.process(*pid)?, "cpu.seconds_total")?.as_f64().unwrap_or(0.0);
+        let compared = [
+            ("resident_bytes", ours("memory.resident_bytes")?, theirs("resident")?, 0),
+            // Pages that others share come and go with them.
+            ("unique_bytes", ours("memory.unique_bytes")?, theirs("unique")?, MIB),
+            ("proportional_bytes", ours("memory.proportional_bytes")?, theirs("proportional")?, 2 * MIB),
+            ("threads", ours("threads")?, theirs("threads")?, 0),
+            ("open_files", ours("open_files")?, theirs("open_files")?, 0),
+            ("parent_pid", ours("parent_pid")?, theirs("parent")?, 0),
+            // In hundredths of a second, which is what the kernel's clock tick is.
+            (
+                "cpu",
+                (cpu_seconds * 100.0).round() as u64,
+                (json::number(told, "cpu_seconds")? * 100.0).round() as u64,
+                1,
+            ),
+        ];
+        for (name, ours, theirs, tolerance) in compared {
+            if ours.abs_diff(theirs) > tolerance {
+                return Ok(Some(format!("process {pid}: {name} is {ours}, psutil says {theirs}")));
+            }
+        }
+        unique += theirs("unique")?;
+        proportional += theirs("proportional")?;
+    }
+    let ours = |name: &str| json::at(tree, &format!("memory.{name}_bytes")).map(|value| value.as_u64().unwrap_or(0));
+    let (private, shared) = (ours("private")?, ours("shared")?);
+    let workers = oracle.len() as u64;
+    if private.abs_diff(unique) > workers * MIB || (private + shared).abs_diff(proportional) > workers * 2 * MIB {
+        let apart = format!("{private} private and {shared} shared, psutil says {unique} of {proportional}");
+        return Ok(Some(format!("tree: {apart}")));
+    }
+    Ok(None)
+}
+
+#[test]
+fn gunicorn_with_uvicorn_workers_is_what_psutil_says() -> Result<()> {
+    const WORKERS: u32 = 2;
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let server = Server::gunicorn(WORKERS)?;
+    let tree = agreed(&agent, server.pid(), WORKERS as usize + 1)?;
+    expect::exactly("rule", json::text(&tree, "rule")?, "gunicorn")?;
+    expect::exactly("workers", json::count(&tree, "workers")?, WORKERS.into())?;
+    // What the workers share is the interpreter and its modules: not once for each of them.
+    let bytes = |name: &str| json::count(&tree, &format!("memory.{name}_bytes"));
+    let (resident, own) = (bytes("resident")?, bytes("private")? + bytes("shared")?);
+    ensure!(own < resident, "{own} bytes of the tree, and its processes' resident memory is {resident}");
+    drop(server);
+    agent.stop()
+}
+
+#[test]
+fn postgresql_is_what_psutil_says_and_its_buffers_count_once() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let server = Server::postgresql()?;
+    let socket = server.directory().join(".s.PGSQL.5432");
+    wait_until("PostgreSQL to listen", PATIENCE, || Ok(socket.exists().then_some(())))?;
+    // It starts some helpers a moment later.
+    let mut seen = (0, std::time::Instant::now());
+    let processes = wait_until("its helpers", PATIENCE, || {
+        let now = psutil(server.pid())?.len();
+        if now != seen.0 {
+            seen = (now, std::time::Instant::now());
+        }
+        Ok((now > 3 && seen.1.elapsed().as_secs() >= 3).then_some(now))
+    })?;
+    let tree = agreed(&agent, server.pid(), processes)?;
+    expect::exactly("rule", json::text(&tree, "rule")?, "postgres")?;
+    expect::exactly("workers", json::count(&tree, "workers")? as usize, processes - 1)?;
+    drop(server);
+    agent.stop()
+}
+
+#[test]
+fn a_cgroup_under_stress_is_what_its_files_say() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let group = Cgroup::new("stress")?;
+    let flags = ["--vm", "1", "--vm-bytes", "96M", "--vm-keep", "--cpu", "1", "--timeout", "120"];
+    let server = Server::stress(&group, &flags)?;
+    let (file, name) = if group.hierarchy().version_2 { ("memory.stat", "anon") } else { ("memory.stat", "total_rss") };
+    let told = wait_until("its memory", PATIENCE, || {
+        let before = group.read(file, Some(name))?;
+        agent.settle()?;
+        let told = agent.cgroup(&group.path())?.context("the cgroup is not told")?;
+        let after = group.read(file, Some(name))?;
+        let anon = told["memory"]["anon_bytes"].as_u64().unwrap_or(0);
+        // It goes on all the time: between two readings of the file, and a little beside.
+        let (low, high) = (before.min(after), before.max(after));
+        Ok((anon + 2 * MIB >= low && anon <= high + 2 * MIB && anon > 64 * MIB).then_some(told))
+    })?;
+    ensure!(json::count(&told, "processes_running")? >= 3, "processes of stress-ng: {told}");
+    // Its processors' share, against psutil's reading of the same processes over a while.
+    let spent = || -> Result<f64> {
+        psutil(server.pid())?.iter().map(|(_, told)| json::number(told, "cpu_seconds")).sum::<Result<f64>>()
+    };
+    let of_tree = || -> Result<f64> {
+        let processes = psutil(server.pid())?;
+        processes.iter().map(|(pid, _)| json::number(&agent.process(*pid)?, "cpu.seconds_total")).sum()
+    };
+    agent.settle()?;
+    let (theirs, ours) = (spent()?, of_tree()?);
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    agent.settle()?;
+    let (theirs, ours) = (spent()? - theirs, of_tree()? - ours);
+    // Each reading may be a tick old.
+    ensure!((ours - theirs).abs() <= 0.2 * theirs + 2.0 && ours > 1.0, "{ours} s of CPU told, {theirs} s by psutil");
+    drop(server);
+    agent.stop()
+}
+
+#[test]
+fn the_machines_memory_is_what_free_says() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    agent.settle()?;
+    let host = agent.get("/v1/host")?;
+    let output = Command::new("free").args(["--bytes", "--wide"]).output().context("apt-get install procps")?;
+    let text = String::from_utf8(output.stdout)?;
+    let numbers = |line: &str| -> Result<Vec<u64>> {
+        let line = text.lines().find_map(|found| found.strip_prefix(line)).with_context(|| format!("no {line}"))?;
+        Ok(line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+    };
+    let (memory, swap) = (numbers("Mem:")?, numbers("Swap:")?);
+    expect::exactly("total", json::count(&host, "memory.total_bytes")?, memory[0])?;
+    expect::exactly("swap", json::count(&host, "memory.swap_total_bytes")?, swap[0])?;
+    let available = json::count(&host, "memory.available_bytes")?;
+    ensure!(available.abs_diff(memory[6]) < 128 * MIB, "{available} bytes available, {} by free", memory[6]);
+    agent.stop()
+}
+
+#[test]
+fn a_containers_limit_and_memory_are_what_podman_and_the_files_say() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let podman = Podman::new("parity")?;
+    let agent = Agent::start(&[
+        "--set",
+        &format!("containers.storage={}", podman.storage().display()),
+        "--set",
+        &format!("containers.storage_run={}", podman.storage_run().display()),
+    ])?;
+    podman.start_with("limited", &["--memory=64m"])?;
+    let limit: u64 = podman.inspect("limited", "{{.HostConfig.Memory}}")?.parse()?;
+    expect::exactly("podman's limit", limit, 64 * MIB)?;
+    let told = wait_until("the container's memory", PATIENCE, || {
+        let cgroups = agent.get("/v1/cgroups?container=limited")?;
+        let found = json::list(&cgroups, "cgroups")?.iter().find(|cgroup| !cgroup["memory"]["limit_bytes"].is_null());
+        Ok(found.cloned())
+    })?;
+    expect::exactly("limit", json::count(&told, "memory.limit_bytes")?, limit)?;
+    expect::exactly("who sets it", json::text(&told, "memory.limit_source")?, json::text(&told, "path")?)?;
+    let source = json::text(&told, "memory.peak_source")?;
+    ensure!(source == "memory.peak" || source == "memory.max_usage_in_bytes", "the peak's source is {source}");
+    agent.stop()
+}
