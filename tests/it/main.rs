@@ -34,3 +34,4 @@ mod timeseries;
 mod usage;
 #[cfg(feature = "vm")]
 mod vm;
+mod workload_socket;
