@@ -16,7 +16,7 @@ use crate::{
     event_log::{DEFAULT_CAPACITY, EventLog},
     history::{Identity, Limits, Origin, Recorder},
     kernel::{attach::Loader, support::Support},
-    mark::Mark,
+    mark::{Inbox, Told},
     model::{Model, Retention, snapshot::Snapshot},
     output::{console::Console, timeseries::TimeSeries},
     privileges,
@@ -29,7 +29,7 @@ use anyhow::Context;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, watch},
+    sync::watch,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
@@ -42,15 +42,22 @@ const HARVEST_AFTER: Duration = Duration::from_millis(700);
 const HARVEST_AT: usize = 1024;
 /// A sweep after a loss is done once more after this long: what was just ending at the first one has ended by then.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
-/// Marks that may wait for the loop, which takes them at once; a client is told where there is no room for more.
-const MARKS: usize = 64;
 /// How long the console may take to end.
 const CONSOLE_ENDS_WITHIN: Duration = Duration::from_millis(500);
 /// How often to look for what began and ended where no records tell.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
+/// Where clients will find the agent.
+#[derive(Debug)]
+pub struct Claims {
+    /// The socket where everything is told.
+    pub node: serve::Claim,
+    /// The one where everybody asks about its own process tree, if there is to be one.
+    pub workloads: Option<serve::Claim>,
+}
+
 /// Attaches, serves, and goes on until it is told to end: by a signal, or after the configured time.
-pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
+pub async fn run(config: Config, claims: Claims) -> anyhow::Result<()> {
     doctor::check(&config)?;
     keep_memory_small();
     lift_memory_lock_limit();
@@ -67,16 +74,22 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
 
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
     let (shutdown, ending) = watch::channel(false);
-    let listener = claim.listen()?;
-    let (marks, mut posted) = mpsc::channel(MARKS);
+    let listener = claims.node.listen()?;
+    let for_workloads = claims.workloads.map(serve::Claim::listen).transpose()?;
     let state = serve::State {
         snapshots: latest.clone(),
         events: agent.events.clone(),
         doctor: agent.report.clone(),
         recording: agent.recorder.as_ref().map(Recorder::status),
         metrics_top: config.metrics.top as usize,
-        marks,
+        marks: Arc::clone(&agent.marks.of_node),
+        socket: config.socket.as_path().into(),
+        tick: config.tick,
     };
+    let workloads = for_workloads.map(|listener| {
+        let state = serve::State { marks: Arc::clone(&agent.marks.of_workloads), ..state.clone() };
+        tokio::spawn(serve::serve(listener, state, ending.clone()))
+    });
     let metrics = scraped.map(|loopback| tokio::spawn(serve::serve_metrics(loopback, state.clone(), ending.clone())));
     let server = tokio::spawn(serve::serve(listener, state, ending.clone()));
     let console = config.console.then(|| {
@@ -85,7 +98,7 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
     });
 
     service::ready();
-    agent.work(&config, &snapshots, &mut posted, &mut end).await;
+    agent.work(&config, &snapshots, &mut end).await;
     service::ending();
 
     shutdown.send_replace(true);
@@ -96,6 +109,9 @@ pub async fn run(config: Config, claim: serve::Claim) -> anyhow::Result<()> {
         tokio::task::block_in_place(|| timeseries.finish());
     }
     server.await.context("the server ended badly")?;
+    if let Some(workloads) = workloads {
+        workloads.await.context("the server for workloads ended badly")?;
+    }
     if let Some(metrics) = metrics {
         metrics.await.context("the server of metrics ended badly")?;
     }
@@ -125,10 +141,33 @@ struct Agent {
     events: Arc<EventLog>,
     recorder: Option<Recorder>,
     timeseries: Option<TimeSeries>,
+    marks: Marks,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to compare the model with /proc and cgroupfs; none while records tell everything.
     sweep_at: Option<Instant>,
+}
+
+/// Marks that wait for the tick. Each socket has room of its own, so that nobody's marks keep out another socket's.
+#[derive(Default)]
+struct Marks {
+    of_node: Arc<Inbox>,
+    of_workloads: Arc<Inbox>,
+}
+
+impl Marks {
+    /// All that wait, in the order in which they came.
+    fn take(&self) -> Vec<Told> {
+        let mut all = self.of_node.take();
+        all.append(&mut self.of_workloads.take());
+        all.sort_by_key(|told| told.time);
+        all
+    }
+
+    fn close(&self) {
+        self.of_node.close();
+        self.of_workloads.close();
+    }
 }
 
 impl Agent {
@@ -155,6 +194,7 @@ impl Agent {
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
             recorder: start_recorder(config, &report)?,
             timeseries: start_timeseries(config)?,
+            marks: Marks::default(),
             report: Arc::new(report),
             lost_before: 0,
             sweep_at: None,
@@ -168,13 +208,7 @@ impl Agent {
         self.tick()
     }
 
-    async fn work(
-        &mut self,
-        config: &Config,
-        snapshots: &watch::Sender<Arc<Snapshot>>,
-        marks: &mut mpsc::Receiver<Mark>,
-        end: &mut End,
-    ) {
+    async fn work(&mut self, config: &Config, snapshots: &watch::Sender<Arc<Snapshot>>, end: &mut End) {
         let (mut drain, mut tick) = (every(DRAIN_EVERY), every(config.tick));
         let sampled = !config.cost.every.is_zero();
         let mut open_window = every(if sampled { config.cost.every } else { Duration::MAX });
@@ -191,15 +225,13 @@ impl Agent {
             tokio::select! {
                 () = end.reached() => {
                     // What happened until now is still told.
+                    self.marks.close();
                     self.publish(snapshots);
                     return;
                 }
                 () = self.collector.filling() => self.take_moments(),
                 _ = drain.tick() => self.between_ticks(),
                 _ = tick.tick() => self.publish(snapshots),
-                Some(mark) = marks.recv() => {
-                    self.take(Sample { time: BootTime::now(), mark: Some(mark), ..Sample::default() });
-                }
                 _ = say_alive.tick(), if alive_every.is_some() => service::alive(),
                 _ = open_window.tick(), if sampled => {
                     self.meter.open_window();
@@ -246,6 +278,9 @@ impl Agent {
         let sample = self.read();
         let time = sample.time;
         self.take(sample);
+        for Told { by, mark, .. } in self.marks.take() {
+            self.take(Sample { time, mark: Some(mark), marked: by, ..Sample::default() });
+        }
         let polled = Sample {
             time,
             // Only now is it known who is there, and what of it moved.

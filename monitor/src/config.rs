@@ -22,6 +22,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// A group whose members may read, besides root.
     pub socket_group: Option<String>,
+    /// Where everybody may ask about its own process tree; none for nowhere.
+    pub workload_socket: Option<String>,
     /// One aggregation interval.
     pub tick: Duration,
     /// End after this time; only a flag sets it.
@@ -165,6 +167,7 @@ impl Default for Config {
         let mut config = Self {
             socket: PathBuf::from("/run/monitor/monitor.sock"),
             socket_group: None,
+            workload_socket: None,
             tick: Duration::from_secs(1),
             run_for: None,
             console: true,

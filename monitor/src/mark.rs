@@ -1,15 +1,25 @@
 //! Marks: what a training loop tells of where it is, so that numbers can be laid beside steps and epochs.
 //!
-//! Everything of a mark is bounded, as it travels with every snapshot after it.
+//! Everything of a mark is bounded, as it travels with every snapshot after it. So is what waits to be taken in: only the
+//! newest of each tree counts at a tick, so however often one is posted, it costs the loop and a recording one for each tick.
 
+use crate::{
+    ids::{ProcessId, ProcessKey, Tgid},
+    time::BootTime,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// Labels of a mark at most.
 pub const LABELS: usize = 32;
 /// Bytes of a label's name, and of its value, at most.
 pub const LABEL_BYTES: usize = 256;
+/// Trees whose marks may wait for a tick; who posts one more is told so.
+pub const WAITING: usize = 64;
 
 /// Where a training loop is. In what was posted, none leaves a part as it was.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,8 +33,87 @@ pub struct Mark {
     pub labels: Option<BTreeMap<String, String>>,
 }
 
-impl Mark {
-    /// From a JSON object with at least one of `step`, `epoch` and `labels`; null is as if it were not there.
+/// What was posted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Posted {
+    /// The mark.
+    pub mark: Mark,
+    /// Any process of the tree that it is of; none for the tree of whoever posts it.
+    pub pid: Option<Tgid>,
+}
+
+/// A mark on its way to the model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// When it was posted.
+    pub time: BootTime,
+    /// A process of the tree that it is of; none where the kernel did not tell who posted it.
+    pub by: Option<ProcessId>,
+    /// The mark.
+    pub mark: Mark,
+}
+
+/// Marks that wait for the next tick, the newest of each tree.
+#[derive(Debug, Default)]
+pub struct Inbox(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// In the order in which they came, each with the tree it is of, or the process where the tree is not known yet.
+    marks: Vec<(Option<ProcessKey>, Told)>,
+    is_closed: bool,
+}
+
+/// Why a mark is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Marks of [`WAITING`] other trees wait already.
+    #[error("too many marks are waiting: post it again")]
+    Full,
+    /// Nobody will look any more.
+    #[error("the agent is ending: post it to the next")]
+    Closed,
+}
+
+impl Inbox {
+    /// Leaves a mark. One of the same tree that still waits is part of it: what it leaves out stays as that had it.
+    ///
+    /// # Errors
+    /// There is no room, or the agent ends.
+    pub fn post(&self, tree: Option<ProcessKey>, mut told: Told) -> Result<(), Refused> {
+        let mut waiting = self.lock();
+        if waiting.is_closed {
+            return Err(Refused::Closed);
+        }
+        if let Some(place) = waiting.marks.iter().position(|(of, _)| *of == tree) {
+            let (_, before) = waiting.marks.remove(place);
+            told.mark = told.mark.after(Some(&before.mark));
+        } else if waiting.marks.len() >= WAITING {
+            return Err(Refused::Full);
+        }
+        waiting.marks.push((tree, told));
+        Ok(())
+    }
+
+    /// All that wait, in the order in which they came.
+    pub fn take(&self) -> Vec<Told> {
+        std::mem::take(&mut self.lock().marks).into_iter().map(|(_, told)| told).collect()
+    }
+
+    /// From here on nothing is taken.
+    pub fn close(&self) {
+        self.lock().is_closed = true;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Whoever panicked left it whole: it is changed by single calls.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Posted {
+    /// From a JSON object with at least one of `step`, `epoch` and `labels`, and perhaps `pid`; null is as if it were not
+    /// there.
     ///
     /// # Errors
     /// One sentence that names the field at fault and what it takes.
@@ -33,18 +122,24 @@ impl Mark {
         let Value::Object(fields) = value else {
             return Err("the body is no object: send one such as {\"step\": 10, \"epoch\": 1}".to_owned());
         };
-        let mut mark = Self::default();
+        let (mut mark, mut pid) = (Mark::default(), None);
         for (name, value) in fields.into_iter().filter(|(_, value)| !value.is_null()) {
             match name.as_str() {
                 "step" => mark.step = Some(number(&name, &value)?),
                 "epoch" => mark.epoch = Some(number(&name, &value)?),
                 "labels" => mark.labels = Some(labels(value)?),
-                _ => return Err(format!("there is no field {name:?}: a mark has step, epoch and labels")),
+                "pid" => pid = Some(process(&value)?),
+                _ => return Err(format!("there is no field {name:?}: a mark has step, epoch, labels and pid")),
             }
         }
-        if mark == Self::default() { Err("the mark is empty: give step, epoch or labels".to_owned()) } else { Ok(mark) }
+        if mark == Mark::default() {
+            return Err("the mark is empty: give step, epoch or labels".to_owned());
+        }
+        Ok(Self { mark, pid })
     }
+}
 
+impl Mark {
     /// This mark, with what it leaves out as it was.
     #[must_use]
     pub fn after(&self, before: Option<&Self>) -> Self {
@@ -59,6 +154,11 @@ impl Mark {
 
 fn number(name: &str, value: &Value) -> Result<u64, String> {
     value.as_u64().ok_or_else(|| format!("{name} takes a whole number from 0, not {value}"))
+}
+
+fn process(value: &Value) -> Result<Tgid, String> {
+    let pid = value.as_u64().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
+    pid.map(Tgid).ok_or_else(|| format!("pid takes the number of a process, not {value}"))
 }
 
 fn labels(value: Value) -> Result<BTreeMap<String, String>, String> {
@@ -89,15 +189,23 @@ mod tests {
     use proptest::prelude::*;
 
     fn refusal(body: &str) -> String {
-        Mark::parse(body.as_bytes()).unwrap_err()
+        Posted::parse(body.as_bytes()).unwrap_err()
+    }
+
+    fn key(pid: u32) -> Option<ProcessKey> {
+        Some(ProcessKey { tgid: Tgid(pid), start_tick: 0 })
+    }
+
+    fn told(step: Option<u64>, epoch: Option<u64>) -> Told {
+        Told { time: BootTime(0), by: None, mark: Mark { step, epoch, labels: None } }
     }
 
     #[test]
     fn a_mark_is_read_whole_or_in_part() {
-        let whole = Mark::parse(br#"{"step": 7, "epoch": 2, "labels": {"run": "a"}}"#).unwrap();
+        let whole = Posted::parse(br#"{"step": 7, "epoch": 2, "labels": {"run": "a"}}"#).unwrap().mark;
         let labels = Some([("run".to_owned(), "a".to_owned())].into());
         assert_eq!(whole, Mark { step: Some(7), epoch: Some(2), labels });
-        let step = Mark::parse(br#"{"step": 8, "epoch": null}"#).unwrap();
+        let step = Posted::parse(br#"{"step": 8, "epoch": null, "pid": null}"#).unwrap().mark;
         assert_eq!(step, Mark { step: Some(8), ..Mark::default() });
         assert_eq!(step.after(Some(&whole)), Mark { step: Some(8), ..whole.clone() });
         assert_eq!(step.after(None), step);
@@ -110,7 +218,9 @@ mod tests {
         assert!(refusal("{}").starts_with("the mark is empty"));
         assert_eq!(refusal(r#"{"step": -1}"#), "step takes a whole number from 0, not -1");
         assert_eq!(refusal(r#"{"epoch": "2"}"#), "epoch takes a whole number from 0, not \"2\"");
-        assert_eq!(refusal(r#"{"loss": 0.5}"#), "there is no field \"loss\": a mark has step, epoch and labels");
+        assert_eq!(refusal(r#"{"loss": 0.5}"#), "there is no field \"loss\": a mark has step, epoch, labels and pid");
+        assert_eq!(refusal(r#"{"step": 1, "pid": 0}"#), "pid takes the number of a process, not 0");
+        assert!(refusal(r#"{"pid": 7}"#).starts_with("the mark is empty"));
         assert!(refusal(r#"{"labels": ["a"]}"#).starts_with("labels takes an object"));
         assert!(refusal(r#"{"labels": {"loss": 1}}"#).starts_with("labels.loss takes a text"));
         assert!(refusal(r#"{"labels": {"a": "b\nc"}}"#).starts_with("labels.a takes a text"));
@@ -121,17 +231,40 @@ mod tests {
     fn labels_are_bounded() {
         let labels = |count: usize, bytes: usize| {
             let labels: BTreeMap<_, _> = (0..count).map(|n| (format!("l{n}"), "x".repeat(bytes))).collect();
-            Mark::parse(&serde_json::to_vec(&serde_json::json!({ "labels": labels })).unwrap())
+            Posted::parse(&serde_json::to_vec(&serde_json::json!({ "labels": labels })).unwrap())
         };
         assert!(labels(LABELS, LABEL_BYTES).is_ok());
         assert_eq!(labels(LABELS + 1, 1).unwrap_err(), "labels takes at most 32 of them, not 33");
         assert!(labels(1, LABEL_BYTES + 1).unwrap_err().starts_with("labels.l0 takes a text of at most 256 bytes"));
     }
 
+    #[test]
+    fn of_each_tree_the_newest_waits_with_what_it_left_out() {
+        let inbox = Inbox::default();
+        for (tree, step, epoch) in [(1, Some(1), Some(7)), (2, Some(5), None), (1, Some(2), None)] {
+            inbox.post(key(tree), told(step, epoch)).unwrap();
+        }
+        assert_eq!(inbox.take(), [told(Some(5), None), told(Some(2), Some(7))]);
+        assert_eq!(inbox.take(), []);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_ends_with_the_agent() {
+        let inbox = Inbox::default();
+        for tree in 0..WAITING {
+            inbox.post(key(tree as u32), told(Some(1), None)).unwrap();
+        }
+        assert_eq!(inbox.post(key(WAITING as u32), told(Some(1), None)), Err(Refused::Full));
+        inbox.post(key(0), told(Some(2), None)).unwrap();
+        inbox.close();
+        assert_eq!(inbox.post(key(0), told(Some(3), None)), Err(Refused::Closed));
+        assert_eq!(inbox.take().len(), WAITING);
+    }
+
     proptest! {
         #[test]
         fn no_body_is_a_panic(body: Vec<u8>) {
-            let _ = Mark::parse(&body);
+            let _ = Posted::parse(&body);
         }
     }
 }

@@ -34,6 +34,8 @@ pub struct Sample {
     pub gpus: Option<Arc<GpuReading>>,
     /// What a training loop told since the sample before.
     pub mark: Option<Mark>,
+    /// A process of the tree that the mark is of; none where that is not known, as in recordings of before.
+    pub marked: Option<ProcessId>,
     /// What was live, and what was lost.
     pub coverage: Arc<Coverage>,
     /// What the agent itself costs.

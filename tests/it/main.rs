@@ -37,3 +37,4 @@ mod timeseries;
 mod usage;
 #[cfg(feature = "vm")]
 mod vm;
+mod workload_socket;

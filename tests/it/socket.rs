@@ -20,13 +20,13 @@ use tests::{Agent, Machine, Workload, agent, expect, http, json, workload};
 const NOBODY: u32 = 65534;
 
 /// A copy of the workload's program, where everybody may run it.
-struct Stranger {
+pub(crate) struct Stranger {
     _directory: TempDir,
     program: PathBuf,
 }
 
 impl Stranger {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let directory = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?;
         let program = directory.path().join("workload");
         fs::copy(workload::binary()?, &program)?;
@@ -35,15 +35,31 @@ impl Stranger {
     }
 
     /// Asks the agent as nobody.
-    fn get(&self, socket: &Path, target: &str) -> Result<Output> {
+    pub(crate) fn get(&self, socket: &Path, target: &str) -> Result<Output> {
+        let output = self.command().arg("get").arg(socket).arg(target).output();
+        output.context("cannot run the workload as nobody")
+    }
+
+    /// Posts to the agent as nobody.
+    pub(crate) fn post(&self, socket: &Path, target: &str, body: &str) -> Result<Output> {
+        let output = self.command().arg("post").arg(socket).arg(target).arg(body).output();
+        output.context("cannot run the workload as nobody")
+    }
+
+    /// A workload that is nobody's.
+    pub(crate) fn start(&self) -> Result<Workload> {
+        Workload::start_by(self.command())
+    }
+
+    fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("get").arg(socket).arg(target).uid(NOBODY).gid(NOBODY).current_dir("/");
-        command.output().context("cannot run the workload as nobody")
+        command.uid(NOBODY).gid(NOBODY).current_dir("/");
+        command
     }
 }
 
 /// A directory that everybody may enter, for a socket whose own mode is what protects it.
-fn open_directory() -> Result<TempDir> {
+pub(crate) fn open_directory() -> Result<TempDir> {
     Ok(tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir()?)
 }
 
@@ -60,12 +76,18 @@ fn the_socket_is_roots_and_its_groups_alone() -> Result<()> {
     ensure!(!refused.status.success(), "nobody connected: {}", String::from_utf8_lossy(&refused.stdout));
     let words = String::from_utf8_lossy(&refused.stderr);
     ensure!(words.contains("Permission denied"), "{words}");
+    let refused = stranger.post(agent.socket(), "/v1/marks", r#"{"step": 1}"#)?;
+    ensure!(!refused.status.success(), "nobody posted: {}", String::from_utf8_lossy(&refused.stdout));
 
     // Even where somebody opened the file to all, the agent asks who it is.
     fs::set_permissions(agent.socket(), Permissions::from_mode(0o666))?;
-    let answer = stranger.get(agent.socket(), "/v1/processes")?;
-    let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
-    ensure!(answer.starts_with("403 application/problem+json"), "{answer}");
+    let mark = r#"{"step": 1}"#;
+    for answer in [stranger.get(agent.socket(), "/v1/processes")?, stranger.post(agent.socket(), "/v1/marks", mark)?] {
+        let answer = String::from_utf8_lossy(&answer.stdout).into_owned();
+        ensure!(answer.starts_with("403 application/problem+json"), "{answer}");
+    }
+    agent.settle()?;
+    expect::exactly("the mark", json::at(&agent.get("/v1/snapshot")?, "mark")?, &Value::Null)?;
     agent.stop()
 }
 

@@ -24,7 +24,15 @@ impl Workload {
     /// # Errors
     /// No binary, or it ended.
     pub fn start() -> Result<Self> {
-        let mut child = Command::new(binary()?)
+        Self::start_by(Command::new(binary()?))
+    }
+
+    /// As [`Workload::start`], by a command for its program, which may say where it is and whose it is to be.
+    ///
+    /// # Errors
+    /// As [`Workload::start`].
+    pub fn start_by(mut command: Command) -> Result<Self> {
+        let mut child = command
             .arg("serve")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

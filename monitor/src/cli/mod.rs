@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(exit_code(&config.unwrap_err()), 2);
         let group = ClaimError::UnknownGroup { group: "g".to_owned() };
         assert_eq!(exit_code(&group.into()), 2);
-        let path = ClaimError::NotASocket { path: "/".into() };
+        let path = ClaimError::NotASocket { path: "/".into(), flag: "--socket" };
         assert_eq!(exit_code(&path.into()), 1);
         assert_eq!(exit_code(&anyhow!("anything else")), 1);
     }

@@ -1,7 +1,12 @@
 //! `monitor run`: the agent.
 
 use super::settings::Settings;
-use crate::{agent, config::Config, privileges, serve, units::parse_duration};
+use crate::{
+    agent::{self, Claims},
+    config::Config,
+    privileges, serve,
+    units::parse_duration,
+};
 use anyhow::Context as _;
 use std::{process::ExitCode, time::Duration};
 
@@ -17,6 +22,8 @@ Examples:
   sudo monitor run                                     until Ctrl-C
   sudo monitor run --for 10s --socket /tmp/m.sock      for ten seconds, with a socket of its own
   sudo monitor run --quiet --socket-group wheel        as a service that members of wheel may ask
+  sudo monitor run --workload-socket /run/monitor/workload/monitor.sock
+                                                       where servers in containers may ask about themselves
   sudo monitor run --quiet --record /var/lib/monitor/  and keep a day of it, for `monitor query --from`
   sudo monitor run --csv resource_logs                 with a row of every tick in resource_logs/epoch_0.csv
   sudo monitor run --set block_io.slow=20ms --set page_fault.enabled=false
@@ -38,7 +45,14 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// Runs an agent until its end.
 pub(super) fn run_agent(config: Config) -> anyhow::Result<ExitCode> {
-    let claim = serve::claim(&config.socket, config.socket_group.as_deref())?;
+    let claims = Claims {
+        node: serve::claim(&config.socket, config.socket_group.as_deref())?,
+        workloads: config
+            .workload_socket
+            .as_deref()
+            .map(|path| serve::claim_for_workloads(path.as_ref()))
+            .transpose()?,
+    };
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(WORKERS).enable_all();
     if config.drop_capabilities {
@@ -46,7 +60,7 @@ pub(super) fn run_agent(config: Config) -> anyhow::Result<ExitCode> {
         runtime.on_thread_start(lay_down_capabilities);
     }
     let runtime = runtime.build().context("cannot start threads")?;
-    let result = runtime.block_on(agent::run(config, claim));
+    let result = runtime.block_on(agent::run(config, claims));
     runtime.shutdown_timeout(PATIENCE);
     result.map(|()| ExitCode::SUCCESS)
 }

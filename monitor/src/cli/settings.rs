@@ -36,6 +36,9 @@ pub(super) struct Settings {
     /// Members of this group may read, besides root.
     #[arg(long, value_name = "NAME")]
     socket_group: Option<String>,
+    /// A second socket, where everybody, also in a container, may ask and post for its own process tree and nothing else.
+    #[arg(long, value_name = "PATH")]
+    workload_socket: Option<PathBuf>,
     /// Time from one snapshot to the next, from 100ms to 1h [default: 1s]
     #[arg(long, value_name = "TIME")]
     tick: Option<String>,
@@ -82,6 +85,7 @@ impl Settings {
         let flags = [
             self.socket.assignment(),
             self.socket_group.as_deref().map(|group| flag("socket_group", group, "--socket-group")),
+            self.workload_socket.as_deref().map(|path| flag("workload_socket", &text(path), "--workload-socket")),
             self.tick.as_deref().map(|tick| flag("tick", tick, "--tick")),
             self.quiet.then(|| flag("console", "false", "--quiet")),
             self.record.as_deref().map(|path| flag("record.path", &text(path), "--record")),

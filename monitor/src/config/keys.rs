@@ -67,6 +67,12 @@ fn general() -> Vec<Key> {
     vec![
         key(None, "socket", "where the socket appears", |c| Slot::Path(&mut c.socket)),
         key(None, "socket_group", "a group whose members may read, besides root", |c| Slot::Name(&mut c.socket_group)),
+        key(
+            None,
+            "workload_socket",
+            "a second socket, where everybody may ask and post for its own process tree; empty for none",
+            |c| Slot::Name(&mut c.workload_socket),
+        ),
         key(None, "tick", "time from one snapshot to the next", |c| {
             Slot::Duration(&mut c.tick, 100 * MILLISECOND..=HOUR)
         }),

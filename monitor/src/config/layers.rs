@@ -94,6 +94,10 @@ impl Effective {
 
     /// What a single value cannot tell.
     fn check(&self) -> Result<(), Error> {
+        if self.config.workload_socket.as_deref().map(Path::new) == Some(&self.config.socket) {
+            let (workloads, node) = (self.told("workload_socket"), self.told("socket"));
+            return Err(Error::Conflict(format!("{workloads} must be another path than {node}")));
+        }
         let cost = &self.config.cost;
         if cost.every.is_zero() || cost.window < cost.every {
             return Ok(());

@@ -140,6 +140,16 @@ fn measuring_windows_may_not_overlap() {
 }
 
 #[test]
+fn the_two_sockets_may_not_be_one() {
+    let message = refusal("workload_socket = \"/tmp//m.sock\"", &[], &["socket=/tmp/m.sock"]);
+    let told = "workload_socket = \"/tmp//m.sock\" (FILE:1) must be another path than socket = \"/tmp/m.sock\" (--set)";
+    assert_eq!(message, told);
+    let other = config("", &[("MONITOR_WORKLOAD_SOCKET", "/tmp/w.sock")], &[]);
+    assert_eq!(other.workload_socket.as_deref(), Some("/tmp/w.sock"));
+    assert_eq!(config("workload_socket = \"\"", &[], &[]).workload_socket, None);
+}
+
+#[test]
 fn the_file_may_come_from_a_variable_and_the_projects_own_variables_pass() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"tick = \"3s\"").unwrap();

@@ -5,6 +5,7 @@ use super::{At, Error, Identity, Limits, Origin, Recorder, Recording};
 use crate::{
     coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    mark::Mark,
     model::{Model, Retention, snapshot::Snapshot},
     sample::{Counters, Found, FoundProcess, Moment, Sample, What},
     source::Source,
@@ -60,6 +61,11 @@ impl Machine {
             }
             self.recorder.begin_chapter_if_due(&self.model);
             self.take(Sample { moments: moments(second), time: BootTime(second * SECOND), ..Sample::default() });
+            let mark = Some(Mark { step: Some(second), ..Mark::default() });
+            // Of a tree, of one that is not there any more, or of nobody.
+            let marked = [Some(owner(second)), Some(owner(1)), None][second as usize % 3];
+            let marked = marked.map(|owner| ProcessId::from(&owner));
+            self.take(Sample { time: BootTime(second * SECOND), mark, marked, ..Sample::default() });
             let counters = Some(counters(second));
             let coverage = Arc::new(coverage(second));
             let sample = Sample { time: BootTime(second * SECOND), counters, coverage, ..Sample::default() };

@@ -122,6 +122,9 @@ impl Model {
         if let Some(counters) = &sample.counters {
             search.counters(counters);
         }
+        if let Some(id) = sample.marked {
+            search.process(id);
+        }
         search.found.containers = self.cgroups.nameless(sample.time);
         search.found
     }
@@ -144,7 +147,8 @@ impl Model {
             self.gpus.take(reading);
         }
         if let Some(mark) = &sample.mark {
-            self.mark = Some(Arc::new(mark.after(self.mark.as_deref())));
+            let of_tree = sample.marked.and_then(|id| self.processes.mark(id, mark));
+            self.mark = of_tree.or_else(|| Some(Arc::new(self.unattributed(mark, sample.marked))));
         }
         self.read(&sample.readings, sample.time);
         for id in &sample.found.gone {
@@ -154,6 +158,11 @@ impl Model {
             self.cgroups.removed(*id, sample.time);
         }
         Taken { events, harvest }
+    }
+
+    /// The whole of a mark that no tree has: it goes on from the last one where nobody can say that it is another's.
+    fn unattributed(&self, mark: &Mark, marked: Option<ProcessId>) -> Mark {
+        mark.after(self.mark.as_deref().filter(|_| marked.is_none()))
     }
 
     /// The kernel has forgotten these: should one of their keys come back, it starts from zero.
@@ -381,11 +390,14 @@ impl Search<'_> {
         if *owner == Owner::UNATTRIBUTED {
             return;
         }
-        let id = ProcessId::from(owner);
+        self.process(ProcessId::from(owner));
+        self.cgroup(owner);
+    }
+
+    fn process(&mut self, id: ProcessId) {
         if !self.model.processes.contains(id) && self.born.insert(id) {
             self.found.processes.push(id);
         }
-        self.cgroup(owner);
     }
 
     fn cgroup(&mut self, owner: &Owner) {

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     decode,
     ids::{CgroupId, ProcessId, ProcessKey, Tgid},
+    mark::Mark,
     reading::{Candidate, ProcessReading},
     sample::{Counters, FoundProcess, Harvest},
     time::BootTime,
@@ -59,6 +60,8 @@ impl Counted for Tree {
 /// How long after a process's exit record its last faults may still be counted: the record is made before the process
 /// lets go of its memory.
 const GRACE: Duration = Duration::from_millis(50);
+/// Trees with a mark at most: with the largest marks some 16 MiB. That of one more is known as the last of all only.
+const MARKED_TREES: usize = 1024;
 
 impl Processes {
     pub(super) fn new(entry_points: Vec<String>) -> Self {
@@ -292,6 +295,20 @@ impl Processes {
         }
     }
 
+    /// Marks the tree of a process, and tells its whole mark. None where nobody knows the process, or too many trees have
+    /// marks.
+    pub(super) fn mark(&mut self, id: ProcessId, mark: &Mark) -> Option<Arc<Mark>> {
+        let tree = self.find(id)?.tree.key();
+        let has_one = self.trees.find(tree)?.mark.is_some();
+        if !has_one && self.trees.iter().filter(|(_, tree)| tree.mark.is_some()).count() >= MARKED_TREES {
+            return None;
+        }
+        let tree = self.trees.edit(tree)?;
+        let whole = Arc::new(mark.after(tree.mark.as_deref()));
+        tree.mark = Some(Arc::clone(&whole));
+        Some(whole)
+    }
+
     /// The running process with that pid, its tree and its cgroup.
     pub(super) fn whereabouts(&self, pid: Tgid) -> Option<(ProcessKey, ProcessKey, CgroupId)> {
         let key = *self.running.get(&pid)?;
@@ -439,6 +456,7 @@ fn new_tree(root: &Process, rule: Option<&'static str>) -> Tree {
         container: root.container.clone(),
         running: 1,
         exited_total: 0,
+        mark: None,
         subject: Subject::default(),
         usage: None,
     }

@@ -10,7 +10,7 @@ use crate::{
     cost::Cost,
     coverage::Coverage,
     gpu::{Gpu, GpuStanding},
-    ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    ids::{CgroupId, DeviceId, ProcessId, ProcessKey, Tgid},
     mark::Mark,
     time::BootTime,
 };
@@ -28,7 +28,7 @@ pub struct Snapshot {
     pub tick: Duration,
     /// When counting began.
     pub since: BootTime,
-    /// Where a training loop is, by what it told last; none where none did.
+    /// The mark that was told last, whatever tree it is of; none where none was. It outlives its tree.
     pub mark: Option<Arc<Mark>>,
     /// Whose cgroups everything is charged to: "v1:memory" or "v2".
     pub hierarchy: &'static str,
@@ -60,6 +60,25 @@ impl Snapshot {
     /// The training loop's step, or batch; without one, the number of the tick.
     pub fn step(&self) -> u64 {
         self.mark.as_ref().and_then(|mark| mark.step).unwrap_or(self.number)
+    }
+
+    /// Processes that run, in order of pid.
+    pub fn running(&self) -> &[Arc<Process>] {
+        &self.processes[..self.processes.partition_point(|process| process.state == ProcessState::Running)]
+    }
+
+    /// The running process with that pid; where the end of an earlier one was lost, the newest.
+    pub fn running_with(&self, pid: Tgid) -> Option<&Arc<Process>> {
+        let running = self.running();
+        let place = running.partition_point(|process| process.id.tgid <= pid).checked_sub(1)?;
+        running.get(place).filter(|process| process.id.tgid == pid)
+    }
+
+    /// A process, whether it runs or has exited lately.
+    pub fn process(&self, key: ProcessKey) -> Option<&Arc<Process>> {
+        let (running, exited) = self.processes.split_at(self.running().len());
+        let find = |part: &[Arc<Process>]| part.binary_search_by_key(&key, |process| process.id.key()).ok();
+        find(running).map(|place| &running[place]).or_else(|| find(exited).map(|place| &exited[place]))
     }
 }
 
@@ -141,6 +160,9 @@ pub struct Tree {
     pub running: u32,
     /// Processes that have exited, since the agent started.
     pub exited_total: u64,
+    /// Where its training loop is, by what it told last; none where none did.
+    #[serde(default)]
+    pub mark: Option<Arc<Mark>>,
     /// Sums over all its processes, exited ones too.
     pub subject: Subject,
     /// Sums over its running processes of what /proc tells; none where it tells of none of them.

@@ -1,16 +1,47 @@
-//! Who may read: root, the agent's own user, and members of the configured group.
+//! Who may come in by which socket, and how far that goes: root, the agent's own user and members of the configured group to
+//! everything; by the workloads' socket everybody, to the process tree that it belongs to.
 //!
 //! The socket file's mode says the same; this also holds where somebody changed the mode, or passed the connection on.
 
-use std::{ffi::CString, io, mem, os::fd::AsRawFd};
+use super::problem::Problem;
+use crate::ids::{ProcessId, TICK_NS, Tgid};
+use axum::http::StatusCode;
+use std::{
+    ffi::CString,
+    io, mem,
+    os::fd::{AsRawFd, FromRawFd as _, OwnedFd},
+};
 
 /// Who may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Access {
-    /// The agent's own user id.
-    pub(super) own_uid: u32,
-    /// The group whose members may read.
-    pub(super) gid: Option<u32>,
+pub(super) enum Access {
+    /// Root and those named here, to all that is known of the node.
+    Node {
+        /// The agent's own user id.
+        own_uid: u32,
+        /// The group whose members may read.
+        gid: Option<u32>,
+    },
+    /// Everybody, each to its own process tree: root, too, as that is who most containers run as.
+    OwnTree,
+}
+
+/// How far somebody's rights go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// To everything.
+    Node,
+    /// To the process tree that it belongs to.
+    OwnTree,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Caller {
+    /// The process that connected; none where the kernel does not tell, or it had gone by then.
+    pub(super) process: Option<ProcessId>,
+    /// What it may ask for.
+    pub(super) scope: Scope,
 }
 
 /// Who connected, as the kernel noted at that moment.
@@ -27,16 +58,66 @@ pub(super) struct Peer {
 }
 
 impl Access {
-    /// For the agent's user and a group.
-    pub(super) fn new(gid: Option<u32>) -> Self {
-        // SAFETY: geteuid takes nothing, touches no memory of ours and cannot fail.
-        Self { own_uid: unsafe { libc::geteuid() }, gid }
+    /// To everything, for the agent's user and a group.
+    pub(super) fn to_node(gid: Option<u32>) -> Self {
+        Self::Node { own_uid: own_uid(), gid }
     }
 
-    /// Whether a peer may read.
-    pub(super) fn allows(&self, peer: &Peer) -> bool {
+    /// How far it goes.
+    pub(super) const fn scope(&self) -> Scope {
+        match self {
+            Self::Node { .. } => Scope::Node,
+            Self::OwnTree => Scope::OwnTree,
+        }
+    }
+
+    /// The mode of a socket's file: whoever may write to it may connect.
+    pub(super) const fn mode(&self) -> u32 {
+        match self {
+            Self::Node { .. } => 0o660,
+            Self::OwnTree => 0o666,
+        }
+    }
+
+    /// The flag that chooses the socket's path, for messages.
+    pub(super) const fn flag(&self) -> &'static str {
+        match self {
+            Self::Node { .. } => "--socket",
+            Self::OwnTree => "--workload-socket",
+        }
+    }
+
+    /// Lets in who is at the other end of a connection, or says why not.
+    pub(super) fn admit(&self, socket: &impl AsRawFd) -> Result<Caller, Problem> {
+        let peer = Peer::of(socket).map_err(|error| {
+            Problem::new(StatusCode::FORBIDDEN, format!("the kernel does not tell who connected: {error}"))
+        })?;
+        self.judge(&peer, peer.process(socket))
+    }
+
+    fn judge(&self, peer: &Peer, process: Option<ProcessId>) -> Result<Caller, Problem> {
+        let forbidden = |detail: String| Err(Problem::new(StatusCode::FORBIDDEN, detail));
+        let &Peer { pid, uid, .. } = peer;
+        match self {
+            Self::Node { .. } if !self.allows(peer) => forbidden(format!(
+                "user {uid} (pid {pid}) may not read: be root, or join the group that socket_group names"
+            )),
+            Self::OwnTree if pid == 0 => forbidden(
+                "who connected is outside of the agent's pid namespace: run the agent in the node's own".to_owned(),
+            ),
+            Self::OwnTree if process.is_none() => {
+                forbidden(format!("process {pid}, which connected, has ended: connect from one that runs"))
+            }
+            _ => Ok(Caller { process, scope: self.scope() }),
+        }
+    }
+
+    fn allows(&self, peer: &Peer) -> bool {
         let in_group = |gid| peer.gid == gid || peer.groups.contains(&gid);
-        peer.uid == 0 || peer.uid == self.own_uid || self.gid.is_some_and(in_group)
+        match *self {
+            Self::Node { own_uid, gid } => peer.uid == 0 || peer.uid == own_uid || gid.is_some_and(in_group),
+            Self::OwnTree => true,
+        }
     }
 }
 
@@ -48,6 +129,38 @@ impl Peer {
         let [libc::ucred { pid, uid, gid }] = credentials;
         Ok(Self { pid: pid.unsigned_abs(), uid, gid, groups: peer_groups(socket)? })
     }
+
+    /// The process that connected, with its start time, which tells it from a later one with the same pid. None where it has
+    /// gone, or is outside of our pid namespace.
+    fn process(&self, socket: &impl AsRawFd) -> Option<ProcessId> {
+        let pid = i32::try_from(self.pid).ok().filter(|&pid| pid != 0)?;
+        let stat = procfs::process::Process::new(pid).ok()?.stat().ok()?;
+        let id = ProcessId { tgid: Tgid(self.pid), start_ns: stat.starttime * TICK_NS };
+        // Who connected still runs: so what was read before this was its, and not that of a later process with its pid.
+        still_runs(socket).then_some(id)
+    }
+}
+
+/// Whether the process that connected runs. Before Linux 6.5 the kernel cannot tell, and its pid has to do: to be another's it
+/// would have to be used again between connect(2) and our accept(2).
+fn still_runs(socket: &impl AsRawFd) -> bool {
+    let mut handle = [-1];
+    match option(socket, libc::SO_PEERPIDFD, &mut handle) {
+        Ok(_) => {
+            // SAFETY: the kernel made this descriptor for us just now, and nobody else has it.
+            let handle = unsafe { OwnedFd::from_raw_fd(handle[0]) };
+            let mut wait = libc::pollfd { fd: handle.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one entry, which lives as long as the call, which does not wait.
+            unsafe { libc::poll(&raw mut wait, 1, 0) == 0 }
+        }
+        Err(error) => error.raw_os_error() == Some(libc::ENOPROTOOPT),
+    }
+}
+
+/// The agent's own user id.
+pub(super) fn own_uid() -> u32 {
+    // SAFETY: geteuid takes nothing, touches no memory of ours and cannot fail.
+    unsafe { libc::geteuid() }
 }
 
 /// The supplementary groups of the peer at the moment it connected.
@@ -111,7 +224,7 @@ mod tests {
 
     #[test]
     fn root_the_own_user_and_members_may_read() {
-        let access = Access { own_uid: 500, gid: Some(77) };
+        let access = Access::Node { own_uid: 500, gid: Some(77) };
         assert!(access.allows(&peer(0, 0, &[])));
         assert!(access.allows(&peer(500, 500, &[])));
         assert!(access.allows(&peer(1000, 77, &[])));
@@ -121,8 +234,35 @@ mod tests {
 
     #[test]
     fn without_a_group_there_are_no_members() {
-        let access = Access { own_uid: 0, gid: None };
+        let access = Access::Node { own_uid: 0, gid: None };
         assert!(!access.allows(&peer(1000, 0, &[0])));
+    }
+
+    #[test]
+    fn to_its_own_tree_comes_everybody_whose_process_is_known_and_nobody_further() {
+        let own = Access::OwnTree;
+        let process = ProcessId { tgid: Tgid(1), start_ns: 5 };
+        for uid in [0, 1000] {
+            let caller = own.judge(&peer(uid, uid, &[]), Some(process)).unwrap();
+            assert_eq!(caller, Caller { process: Some(process), scope: Scope::OwnTree });
+        }
+        let refusal = |peer: &Peer| own.judge(peer, None).unwrap_err().json();
+        assert!(refusal(&peer(0, 0, &[])).contains("process 1, which connected, has ended"));
+        assert!(refusal(&Peer { pid: 0, ..peer(0, 0, &[]) }).contains("outside of the agent's pid namespace"));
+        let node = Access::Node { own_uid: 0, gid: None };
+        assert_eq!(node.judge(&peer(0, 0, &[]), None), Ok(Caller { process: None, scope: Scope::Node }));
+        assert!(
+            node.judge(&peer(1000, 0, &[]), Some(process)).unwrap_err().json().contains("user 1000 (pid 1) may not")
+        );
+    }
+
+    #[test]
+    fn the_kernel_tells_which_process_connected_and_whether_it_runs() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let id = Peer::of(&ours).unwrap().process(&ours).unwrap();
+        let stat = procfs::process::Process::myself().unwrap().stat().unwrap();
+        assert_eq!(id.key().start_tick, stat.starttime);
+        assert_eq!(Peer { pid: 0, ..Peer::of(&ours).unwrap() }.process(&ours), None);
     }
 
     #[test]

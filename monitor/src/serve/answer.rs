@@ -2,6 +2,7 @@
 
 use super::{
     select::Chosen,
+    stats::Stats,
     view::{Context, CoverageView, ListView, Listed, SnapshotView},
 };
 use crate::{
@@ -38,6 +39,12 @@ pub(super) fn list<T: Listed>(snapshot: Arc<Snapshot>, chosen: Chosen) -> Respon
         coverage: CoverageView(&snapshot.coverage),
     });
     respond(iter::once(head.map(open)).chain(array::<T>(snapshot, chosen.places)).chain(iter::once(close())))
+}
+
+/// The stats of a tree, with its processes.
+pub(super) fn stats(snapshot: Arc<Snapshot>, stats: &Stats, chosen: Chosen) -> Response {
+    let head = iter::once(piece(stats).map(open));
+    respond(head.chain(array::<Process>(snapshot, chosen.places)).chain(iter::once(close())))
 }
 
 /// A document that was written before, with one more field.

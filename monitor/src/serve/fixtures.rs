@@ -9,7 +9,9 @@ use crate::{
         container::Container,
         snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
         totals::{BlockIo, Histogram, Operation, Rates, Totals},
+        usage::{CgroupUsage, HostUsage, Limit, Peak},
     },
+    reading::{CgroupReading, HostMemory, HostReading, MemoryReading},
     sample::Runtime,
     source::Source,
     time::BootTime,
@@ -120,6 +122,7 @@ fn tree(pid: u32, command: &str, command_line: &str, subject: Subject) -> Arc<Tr
         running: 2,
         exited_total: 1,
         rule: None,
+        mark: None,
         subject,
         usage: None,
     })
@@ -149,6 +152,26 @@ pub(crate) fn snapshot_with_container() -> Snapshot {
     (tree.cgroup_path, tree.container) = (Some(path.clone()), Some(container.clone()));
     let cgroup = cgroup(9, &path, subject(1, 500.0, Some(200)));
     snapshot.cgroups.push(Arc::new(Cgroup { container: Some(container), ..(*cgroup).clone() }));
+    snapshot
+}
+
+/// The same machine, where memory is polled: that of `/apps/a`, and all of it.
+pub(crate) fn snapshot_with_memory() -> Snapshot {
+    let mut snapshot = snapshot();
+    let memory = MemoryReading { current_bytes: 3 << 20, ..MemoryReading::default() };
+    let usage = CgroupUsage {
+        reading: CgroupReading { memory: Some(memory), ..CgroupReading::default() },
+        limit: Some(Limit { bytes: 8 << 20, source: None }),
+        peak: Some(Peak { bytes: 5 << 20, by_kernel: true }),
+        ..CgroupUsage::default()
+    };
+    // In order of path, it is the last.
+    if let Some(cgroup) = snapshot.cgroups.last_mut() {
+        Arc::make_mut(cgroup).usage = Some(Arc::new(usage));
+    }
+    let memory = HostMemory { total_bytes: 64 << 20, available_bytes: 44 << 20, ..HostMemory::default() };
+    let reading = HostReading { memory: Some(memory), ..HostReading::default() };
+    snapshot.host_usage = Some(Arc::new(HostUsage { reading, ..HostUsage::default() }));
     snapshot
 }
 

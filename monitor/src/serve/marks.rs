@@ -1,20 +1,25 @@
-//! `POST /v1/marks`: hands a training loop's mark to the agent's loop, the one writer, and never waits for it.
+//! `POST /v1/marks`: leaves a training loop's mark for the agent's loop, the one writer, and never waits for it.
 
 use super::{
+    access::Caller,
+    caller,
     problem::Problem,
     routes::{Given, Origin, Shared},
     select,
 };
-use crate::mark::Mark;
+use crate::{
+    mark::{Posted, Told},
+    time::BootTime,
+};
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
     extract::{DefaultBodyLimit, FromRequest as _, Request, State},
     http::{Method, StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
 };
 use std::time::Duration;
-use tokio::{sync::mpsc::error::TrySendError, time::timeout};
+use tokio::time::timeout;
 
 /// Bytes of a body at most.
 const BODY_BYTES: usize = 16 << 10;
@@ -27,19 +32,23 @@ pub(super) fn body_limit() -> DefaultBodyLimit {
 }
 
 /// 202 with the mark as it was understood; the next snapshot carries it.
-pub(super) async fn post(State(shared): State<Shared>, given: Given, request: Request) -> Result<Response, Problem> {
+pub(super) async fn post(
+    State(shared): State<Shared>,
+    caller: Option<Extension<Caller>>,
+    given: Given,
+    request: Request,
+) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
     let Origin::Live { marks, .. } = &shared.origin else {
         return Err(Problem::query("a recording takes no marks"));
     };
-    let mark = Mark::parse(&body(request).await?).map_err(Problem::query)?;
-    marks.try_send(mark.clone()).map_err(|error| {
-        let detail = match error {
-            TrySendError::Full(_) => "too many marks are waiting: post it again",
-            TrySendError::Closed(_) => "the agent is ending: post it to the next",
-        };
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
-    })?;
+    let Posted { mark, pid } = Posted::parse(&body(request).await?).map_err(Problem::query)?;
+    let snapshot = shared.snapshot();
+    let by = caller::marked(&snapshot, caller.map(|Extension(caller)| caller), pid)?;
+    // Who is in no snapshot yet has a place of its own: the model will know its tree.
+    let place = by.map(|id| snapshot.process(id.key()).map_or(id, |process| process.tree).key());
+    let told = Told { time: BootTime::now(), by, mark: mark.clone() };
+    marks.post(place, told).map_err(|refused| Problem::new(StatusCode::SERVICE_UNAVAILABLE, refused.to_string()))?;
     Ok((StatusCode::ACCEPTED, Json(mark)).into_response())
 }
 

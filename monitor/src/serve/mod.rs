@@ -1,11 +1,12 @@
-//! Answers over a Unix socket: HTTP/1.1 with JSON, for `curl --unix-socket`, `monitor query` and every language; metrics
-//! also at a loopback address, where one is set.
+//! Answers over a Unix socket: HTTP/1.1 with JSON, for `curl --unix-socket`, `monitor query` and every language; to everybody
+//! over a second one what is of its own process tree, and metrics also at a loopback address, where these are set.
 //!
 //! Reads snapshots that others made and never waits for their writer. Everything is bounded: connections, the time for
 //! a request's head, the memory of an answer, and the time for draining at the end.
 
 mod access;
 mod answer;
+mod caller;
 mod cells;
 mod events;
 mod fields;
@@ -30,4 +31,4 @@ mod view;
 pub use loopback::{BindError, Loopback};
 pub use recorded::answer_recorded;
 pub use server::{State, serve, serve_metrics};
-pub use socket::{Claim, ClaimError, Listener, claim};
+pub use socket::{Claim, ClaimError, Listener, claim, claim_for_workloads};

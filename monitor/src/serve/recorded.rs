@@ -7,7 +7,7 @@ use axum::{
     http::{Request, Uri},
     response::Response,
 };
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
@@ -15,12 +15,15 @@ use tower::ServiceExt as _;
 pub async fn answer_recorded(recorded: Recorded, path: &Uri) -> Response {
     let Recorded { origin, snapshot, events } = recorded;
     let ((_, snapshots), (_, shutdown)) = (watch::channel(snapshot), watch::channel(true));
+    let config = Config::default();
     let shared = Shared {
         snapshots,
         events,
         doctor: origin.doctor.into(),
         origin: Origin::Recorded(origin.agent),
-        metrics_top: Config::default().metrics.top as usize,
+        metrics_top: config.metrics.top as usize,
+        socket: config.socket.into(),
+        patience: Duration::ZERO,
         shutdown,
     };
     let mut request = Request::new(Body::empty());

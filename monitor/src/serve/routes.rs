@@ -1,7 +1,8 @@
 //! The endpoints.
 
 use super::{
-    answer, events, loopback, marks,
+    access::Caller,
+    answer, caller, events, loopback, marks,
     metrics::{self, Format, Teller},
     problem::Problem,
     select::{self, Parameters, Selected, Selection},
@@ -12,8 +13,7 @@ use crate::{
     event_log::EventLog,
     gpu::Gpu,
     history::{Identity, Status},
-    ids::Tgid,
-    mark::Mark,
+    mark::Inbox,
     model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
     time::BootTime,
 };
@@ -27,8 +27,8 @@ use axum::{
     routing::{get, post},
 };
 use serde_json::json;
-use std::sync::Arc;
-use tokio::sync::{mpsc, watch};
+use std::{path::Path, sync::Arc, time::Duration};
+use tokio::sync::watch;
 
 /// The endpoints and what they answer, as `/` lists them.
 pub(super) const ENDPOINTS: &[(&str, &str)] = &[
@@ -40,15 +40,21 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
     ("/v1/cgroups", "cgroups, each with all below it; ?container= &sort= &limit="),
     ("/v1/block_devices", "block devices; ?sort= &limit="),
     ("/v1/gpus", "GPUs and their MIG instances; ?sort= &limit="),
-    ("/v1/stats", "memory and processes of the asking process's tree, for a server to forward; ?pid="),
+    (STATS, "memory and processes of the asking process's tree, for a server to forward; ?pid="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     (
         "/metrics",
         "the costly few and the sums as metrics: OpenMetrics, or Prometheus' text format where only that is accepted",
     ),
     ("/v1/doctor", "what this host offers, and how each source was attached"),
-    (MARKS, "POST {\"step\", \"epoch\", \"labels\"}: where a training loop is, for the snapshots to come"),
+    (
+        MARKS,
+        "POST {\"step\", \"epoch\", \"labels\"}: where a training loop is, for the snapshots to come; \"pid\" for another tree's",
+    ),
 ];
+
+/// What a server forwards of itself.
+pub(super) const STATS: &str = "/v1/stats";
 
 /// The only endpoint that takes POST.
 pub(super) const MARKS: &str = "/v1/marks";
@@ -63,12 +69,12 @@ pub(super) struct Shared {
     pub(super) origin: Origin,
     /// So many of each kind have metrics of their own.
     pub(super) metrics_top: usize,
+    /// The socket where everything is told.
+    pub(super) socket: Arc<Path>,
+    /// How long who asks about itself may wait for the first snapshot that has it.
+    pub(super) patience: Duration,
     pub(super) shutdown: watch::Receiver<bool>,
 }
-
-/// Who asks, where the kernel tells.
-#[derive(Clone, Copy)]
-pub(super) struct PeerPid(pub(super) Tgid);
 
 /// Whose answers these are.
 #[derive(Clone)]
@@ -78,14 +84,14 @@ pub(super) enum Origin {
         /// The recording that it makes.
         recording: Option<Arc<Status>>,
         /// Where marks go.
-        marks: mpsc::Sender<Mark>,
+        marks: Arc<Inbox>,
     },
     /// Those that another one would have given.
     Recorded(Identity),
 }
 
 impl Shared {
-    fn snapshot(&self) -> Arc<Snapshot> {
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshots.borrow())
     }
 
@@ -118,12 +124,22 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/cgroups", get(list::<Cgroup>))
         .route("/v1/block_devices", get(list::<BlockDevice>))
         .route("/v1/gpus", get(list::<Gpu>))
-        .route("/v1/stats", get(stats))
+        .route(STATS, get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
         .route(MARKS, post(marks::post).layer(marks::body_limit()).fallback(marks::post_only))
         .route("/metrics", get(exposition))
         .fallback(nowhere)
+        .method_not_allowed_fallback(not_allowed)
+        .with_state(shared)
+}
+
+/// What a workload may ask and post for its own tree.
+pub(super) fn workload_router(shared: Shared) -> Router {
+    Router::new()
+        .route(STATS, get(stats))
+        .route(MARKS, post(marks::post).layer(marks::body_limit()).fallback(marks::post_only))
+        .fallback(elsewhere)
         .method_not_allowed_fallback(not_allowed)
         .with_state(shared)
 }
@@ -201,12 +217,13 @@ async fn list<T: Selected>(State(shared): State<Shared>, given: Given) -> Result
 
 async fn stats(
     State(shared): State<Shared>,
-    peer: Option<Extension<PeerPid>>,
+    caller: Option<Extension<Caller>>,
     given: Given,
 ) -> Result<Response, Problem> {
-    let pid = select::pid(given.parameters())?.or(peer.map(|Extension(PeerPid(pid))| pid));
-    let pid = pid.ok_or_else(|| Problem::query("who asks is not known here: give ?pid="))?;
-    Ok(answer::document(&Stats::of(&shared.snapshot(), pid)?))
+    let pid = select::pid(given.parameters())?;
+    let (snapshot, asked) = caller::asked(&shared, caller.map(|Extension(caller)| caller), pid).await?;
+    let (stats, chosen) = Stats::of(&snapshot, &asked)?;
+    Ok(answer::stats(snapshot, &stats, chosen))
 }
 
 async fn moments(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
@@ -226,6 +243,17 @@ async fn doctor(State(shared): State<Shared>, given: Given) -> Result<Response, 
 
 async fn nowhere(uri: Uri) -> Problem {
     Problem::new(StatusCode::NOT_FOUND, format!("there is no {}: GET / lists what there is", uri.path()))
+}
+
+/// Answers whatever else the workloads' socket is asked for.
+async fn elsewhere(State(shared): State<Shared>, uri: Uri) -> Problem {
+    let (path, socket) = (uri.path(), shared.socket.display());
+    if path == "/" || ENDPOINTS.iter().any(|(known, _)| *known == path) {
+        let detail = format!("{path} is told at {socket} only, to root and the group that socket_group names");
+        return Problem::new(StatusCode::FORBIDDEN, detail);
+    }
+    let detail = format!("there is no {path} here, but {STATS} and {MARKS}; all else is told at {socket}, to root");
+    Problem::new(StatusCode::NOT_FOUND, detail)
 }
 
 async fn not_allowed(method: Method, uri: Uri) -> Response {

@@ -2,37 +2,72 @@
 
 use super::{
     Listener, Loopback,
-    access::Peer,
+    access::{Caller, Scope},
     events::ended,
     problem::Problem,
-    routes::{self, Origin, PeerPid, Shared},
+    routes::{self, Origin, Shared},
 };
-use crate::{doctor, event_log::EventLog, history, ids::Tgid, mark::Mark, model::snapshot::Snapshot};
+use crate::{doctor, event_log::EventLog, history, mark::Inbox, model::snapshot::Snapshot};
 use axum::{Extension, Router, body::Bytes, http::StatusCode};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{io, path::Path, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 
-/// Connections at once.
-const CONNECTIONS: usize = 64;
-/// Further ones that are told so at once; those beyond are closed without a word.
-const REFUSALS: usize = 16;
+/// For those who may read everything, and for metrics.
+const TRUSTED: Limits = Limits { connections: 64, refusals: 16, guard: None };
+/// For workloads, which anybody may be: places of their own, so that those of the others stay free.
+const UNTRUSTED: Limits = Limits {
+    connections: 32,
+    refusals: 8,
+    guard: Some(Guard { lifetime: Duration::from_secs(30), every: Duration::from_millis(5), burst: 200 }),
+};
 /// A client must have sent a request's head this long after it connected, or after the answer before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long answers may take to end once the agent ends.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long to wait when nothing can be accepted, as without file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long who asks about itself waits for the snapshot that tells of it: two ticks, but no less and no more than this.
+const PATIENCE: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+
+/// How much of the server those who come by one door may take.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// Connections at once.
+    connections: usize,
+    /// Further ones that are told so at once; those beyond are closed without a word.
+    refusals: usize,
+    /// Holds where not everybody means well. Connections then serve one request each.
+    guard: Option<Guard>,
+}
+
+/// What keeps clients from taking all of the agent's time.
+#[derive(Clone, Copy, Debug)]
+struct Guard {
+    /// A connection is cut after this long, whatever it does: some would never read their answer.
+    lifetime: Duration,
+    /// Connections are accepted this often, all clients together; further ones wait in the kernel's queue.
+    every: Duration,
+    /// So many may come at once after a pause.
+    burst: u32,
+}
+
+/// When the next connection may be accepted.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    guard: Option<Guard>,
+    earliest: Instant,
+}
 
 /// What is served.
 #[derive(Clone)]
@@ -48,7 +83,11 @@ pub struct State {
     /// So many of each kind have metrics of their own.
     pub metrics_top: usize,
     /// Where marks go.
-    pub marks: mpsc::Sender<Mark>,
+    pub marks: Arc<Inbox>,
+    /// The socket where everything is told.
+    pub socket: Arc<Path>,
+    /// Time from one snapshot to the next.
+    pub tick: Duration,
 }
 
 /// Where clients come in.
@@ -56,10 +95,12 @@ trait Door: Send + Sync {
     /// A connection with one.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
+    /// What holds for all of them.
+    fn limits(&self) -> Limits;
     /// The next who comes.
     fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
     /// Who connected, where that can be told, if they may read.
-    fn admit(&self, stream: &Self::Stream) -> Result<Option<PeerPid>, Problem>;
+    fn admit(&self, stream: &Self::Stream) -> Result<Option<Caller>, Problem>;
 }
 
 /// Serves until `shutdown` says true or its sender has gone, then lets running answers end, at most 2 s.
@@ -81,36 +122,45 @@ impl State {
             log::error!("the doctor's report cannot be written as JSON: {error}");
             b"{}".to_vec()
         });
-        let Self { snapshots, events, recording, metrics_top, marks, .. } = self;
+        let Self { snapshots, events, recording, metrics_top, marks, socket, tick, .. } = self;
         let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording, marks });
-        Shared { snapshots, events, doctor, origin, metrics_top, shutdown: shutdown.clone() }
+        let [least, most] = PATIENCE;
+        let patience = (2 * tick).clamp(least, most);
+        Shared { snapshots, events, doctor, origin, metrics_top, socket, patience, shutdown: shutdown.clone() }
     }
 }
 
 pub(super) async fn run(listener: Listener, shared: Shared, shutdown: watch::Receiver<bool>) {
-    admit_all(listener, routes::router(shared), shutdown).await;
+    let router = match listener.access.scope() {
+        Scope::Node => routes::router(shared),
+        Scope::OwnTree => routes::workload_router(shared),
+    };
+    admit_all(listener, router, shutdown).await;
 }
 
 async fn admit_all<D: Door>(door: D, router: Router, mut shutdown: watch::Receiver<bool>) {
-    let (places, refusals) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(REFUSALS)));
-    let mut connections = JoinSet::new();
+    let limits = door.limits();
+    let (places, refusals) = (Semaphore::new(limits.connections), Semaphore::new(limits.refusals));
+    let (places, refusals) = (Arc::new(places), Arc::new(refusals));
+    let (mut pace, mut connections) = (Pace::new(limits.guard), JoinSet::new());
     loop {
         tokio::select! {
             () = ended(&mut shutdown) => break,
             Some(_) = connections.join_next() => {}
-            accepted = door.next() => match accepted {
+            accepted = pace.next(&door) => match accepted {
                 Ok(stream) => {
+                    pace.accepted(Instant::now());
                     let admitted = door.admit(&stream);
                     let (place, admitted) = match Arc::clone(&places).try_acquire_owned() {
                         Ok(place) => (Ok(place), admitted),
-                        Err(_) => (Arc::clone(&refusals).try_acquire_owned(), admitted.and(Err(crowded()))),
+                        Err(_) => (Arc::clone(&refusals).try_acquire_owned(), admitted.and(Err(crowded(limits)))),
                     };
                     if let Ok(place) = place {
-                        let router = admitted.map(|peer| match peer {
-                            Some(peer) => router.clone().layer(Extension(peer)),
+                        let router = admitted.map(|caller| match caller {
+                            Some(caller) => router.clone().layer(Extension(caller)),
                             None => router.clone(),
                         });
-                        connections.spawn(connection(stream, router, place, shutdown.clone()));
+                        connections.spawn(connection(stream, router, limits.guard, place, shutdown.clone()));
                     }
                 }
                 Err(error) => pause(&error).await,
@@ -129,19 +179,27 @@ async fn admit_all<D: Door>(door: D, router: Router, mut shutdown: watch::Receiv
 async fn connection(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     router: Result<Router, Problem>,
+    guard: Option<Guard>,
     _place: OwnedSemaphorePermit,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let is_served = router.is_ok();
+    let may_go_on = router.is_ok() && guard.is_none();
     let router = router.unwrap_or_else(|problem| Router::new().fallback(|| async { problem }));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
-        .keep_alive(is_served)
+        .keep_alive(may_go_on)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
     let mut serving = pin!(serving);
+    let over = async {
+        match guard {
+            Some(guard) => sleep(guard.lifetime).await,
+            None => std::future::pending().await,
+        }
+    };
     let result = tokio::select! {
         result = serving.as_mut() => result,
+        () = over => Ok(()),
         () = ended(&mut shutdown) => {
             serving.as_mut().graceful_shutdown();
             serving.await
@@ -156,19 +214,19 @@ async fn connection(
 impl Door for Listener {
     type Stream = UnixStream;
 
+    fn limits(&self) -> Limits {
+        match self.access.scope() {
+            Scope::Node => TRUSTED,
+            Scope::OwnTree => UNTRUSTED,
+        }
+    }
+
     async fn next(&self) -> io::Result<UnixStream> {
         Ok(self.socket.accept().await?.0)
     }
 
-    fn admit(&self, stream: &UnixStream) -> Result<Option<PeerPid>, Problem> {
-        let forbidden = |detail| Err(Problem::new(StatusCode::FORBIDDEN, detail));
-        match Peer::of(stream) {
-            Ok(peer) if self.access.allows(&peer) => Ok(Some(PeerPid(Tgid(peer.pid)))),
-            Ok(Peer { pid, uid, .. }) => forbidden(format!(
-                "user {uid} (pid {pid}) may not read: be root, or join the group that socket_group names"
-            )),
-            Err(error) => forbidden(format!("the kernel does not tell who connected: {error}")),
-        }
+    fn admit(&self, stream: &UnixStream) -> Result<Option<Caller>, Problem> {
+        self.access.admit(stream).map(Some)
     }
 }
 
@@ -176,22 +234,72 @@ impl Door for Listener {
 impl Door for TcpListener {
     type Stream = TcpStream;
 
+    fn limits(&self) -> Limits {
+        TRUSTED
+    }
+
     async fn next(&self) -> io::Result<TcpStream> {
         Ok(self.accept().await?.0)
     }
 
-    fn admit(&self, _stream: &TcpStream) -> Result<Option<PeerPid>, Problem> {
+    fn admit(&self, _stream: &TcpStream) -> Result<Option<Caller>, Problem> {
         Ok(None)
     }
 }
 
+impl Pace {
+    fn new(guard: Option<Guard>) -> Self {
+        Self { guard, earliest: Instant::now() }
+    }
+
+    /// The next who comes, not before its time.
+    async fn next<D: Door>(&self, door: &D) -> io::Result<D::Stream> {
+        if self.guard.is_some() {
+            sleep_until(self.earliest).await;
+        }
+        door.next().await
+    }
+
+    /// One came: what was not used of the past counts for as many as may come at once.
+    fn accepted(&mut self, now: Instant) {
+        if let Some(Guard { every, burst, .. }) = self.guard {
+            let unused = now.checked_sub(every * burst).unwrap_or(now);
+            self.earliest = self.earliest.max(unused) + every;
+        }
+    }
+}
+
 /// Why a client is turned away that may read.
-fn crowded() -> Problem {
-    let detail = format!("{CONNECTIONS} connections are open already: close one, or try again");
+fn crowded(limits: Limits) -> Problem {
+    let detail = format!("{} connections are open already: close one, or try again", limits.connections);
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
 }
 
 async fn pause(error: &io::Error) {
     log::warn!("cannot accept a connection: {error}");
     sleep(ACCEPT_PAUSE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_burst_connections_keep_their_pace() {
+        let guard = Guard { lifetime: Duration::ZERO, every: Duration::from_millis(5), burst: 4 };
+        let mut pace = Pace::new(Some(guard));
+        let begin = pace.earliest + Duration::from_secs(1);
+        let waits: Vec<_> = (0..6)
+            .map(|_| {
+                let wait = pace.earliest.saturating_duration_since(begin).as_millis();
+                pace.accepted(begin);
+                wait
+            })
+            .collect();
+        assert_eq!(waits, [0, 0, 0, 0, 0, 5]);
+        let mut free = Pace::new(None);
+        let before = free.earliest;
+        free.accepted(begin);
+        assert_eq!(free.earliest, before);
+    }
 }

@@ -4,6 +4,7 @@
 
 use super::{
     problem::Problem,
+    select::Chosen,
     view::{Context, Listed as _},
 };
 use crate::{
@@ -17,8 +18,10 @@ use std::sync::Arc;
 
 /// Bytes to what mem_info calls a megabyte.
 const MB: f64 = (1 << 20) as f64;
+/// Processes listed at most. Whoever may ask for its own tree only may have made that of any size.
+const PROCESSES: usize = 1000;
 
-/// The answer.
+/// The answer, but for the list of processes, which follows it.
 #[derive(Serialize)]
 pub(super) struct Stats {
     time_ns: u64,
@@ -29,8 +32,10 @@ pub(super) struct Stats {
     tree: Tgid,
     /// The root; null where it has gone and its processes go on.
     root: Option<Box<RawValue>>,
-    /// All processes of the tree that run, the root too.
-    processes: Vec<Box<RawValue>>,
+    /// Processes of the tree that run, the root too.
+    total: usize,
+    /// Whether fewer than that are listed.
+    truncated: bool,
 }
 
 /// Memory, by the names that model servers use.
@@ -52,27 +57,26 @@ impl MemInfo {
 }
 
 impl Stats {
-    /// Of the tree that a process belongs to.
-    pub(super) fn of(snapshot: &Snapshot, pid: Tgid) -> Result<Self, Problem> {
-        let running = |process: &&Arc<Process>| process.state == ProcessState::Running;
-        let asked =
-            snapshot.processes.iter().filter(running).find(|process| process.id.tgid == pid).ok_or_else(|| {
-                Problem::new(StatusCode::NOT_FOUND, format!("no process {pid} runs, or it began after the last tick"))
-            })?;
-        let tree: Vec<_> = snapshot.processes.iter().filter(running).filter(|p| p.tree == asked.tree).collect();
-        let root = tree.iter().find(|process| process.id == asked.tree);
-        let (mem_info, mem_info_cgroup) = memory(snapshot, root.unwrap_or(&asked)).ok_or_else(|| {
+    /// Of the tree that a running process belongs to, and which processes those are.
+    pub(super) fn of(snapshot: &Snapshot, asked: &Process) -> Result<(Self, Chosen), Problem> {
+        let of_tree = (0..).zip(snapshot.running()).filter(|(_, process)| process.tree == asked.tree);
+        let mut places: Vec<u32> = of_tree.map(|(place, _)| place).collect();
+        let total = places.len();
+        places.truncate(PROCESSES);
+        let root = snapshot.process(asked.tree.key()).filter(|root| root.state == ProcessState::Running);
+        let (mem_info, mem_info_cgroup) = memory(snapshot, root.map_or(asked, |root| root)).ok_or_else(|| {
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "memory is not polled: cpu_monitoring is switched off")
         })?;
-        let context = Context::of(snapshot);
-        Ok(Self {
+        let stats = Self {
             time_ns: snapshot.time.0,
             mem_info,
             mem_info_cgroup,
             tree: asked.tree.tgid,
-            root: root.map(|root| json(root, context)).transpose()?,
-            processes: tree.iter().map(|process| json(process, context)).collect::<Result<_, _>>()?,
-        })
+            root: root.map(|root| json(root, Context::of(snapshot))).transpose()?,
+            total,
+            truncated: places.len() < total,
+        };
+        Ok((stats, Chosen { places, total }))
     }
 }
 
@@ -107,50 +111,40 @@ fn memory(snapshot: &Snapshot, process: &Process) -> Option<(MemInfo, Option<Arc
 #[cfg(test)]
 mod tests {
     use super::{super::fixtures, *};
-    use crate::{
-        model::usage::{CgroupUsage, HostUsage, Limit, Peak},
-        reading::{CgroupReading, HostMemory, HostReading, MemoryReading},
-    };
-
-    fn snapshot() -> Snapshot {
-        let mut snapshot = fixtures::snapshot();
-        let memory = MemoryReading { current_bytes: 3 << 20, ..MemoryReading::default() };
-        let usage = CgroupUsage {
-            reading: CgroupReading { memory: Some(memory), ..CgroupReading::default() },
-            limit: Some(Limit { bytes: 8 << 20, source: None }),
-            peak: Some(Peak { bytes: 5 << 20, by_kernel: true }),
-            ..CgroupUsage::default()
-        };
-        let cgroup = snapshot.cgroups.iter_mut().find(|cgroup| &*cgroup.path == "/apps/a").unwrap();
-        Arc::make_mut(cgroup).usage = Some(Arc::new(usage));
-        let memory = HostMemory { total_bytes: 64 << 20, available_bytes: 44 << 20, ..HostMemory::default() };
-        let reading = HostReading { memory: Some(memory), ..HostReading::default() };
-        snapshot.host_usage = Some(Arc::new(HostUsage { reading, ..HostUsage::default() }));
-        snapshot
+    fn of(snapshot: &Snapshot, pid: u32) -> Result<(Stats, Chosen), String> {
+        let asked = snapshot.running_with(Tgid(pid)).ok_or("no such process")?;
+        Stats::of(snapshot, asked).map_err(|problem| problem.json())
     }
 
     #[test]
     fn any_process_of_a_tree_tells_of_all_of_it() {
-        let snapshot = snapshot();
-        let of = |pid| Stats::of(&snapshot, Tgid(pid)).map_err(|problem| problem.json()).unwrap();
-        let (root, worker) = (of(10), of(11));
+        let snapshot = fixtures::snapshot_with_memory();
+        let ((root, listed), (worker, _)) = (of(&snapshot, 10).unwrap(), of(&snapshot, 11).unwrap());
         assert_eq!((root.tree, worker.tree), (Tgid(10), Tgid(10)));
-        assert_eq!(root.processes.len(), 2);
+        assert_eq!((listed.places, root.total, root.truncated), (vec![0, 1], 2, false));
         assert!(worker.root.unwrap().get().contains("\"pid\":10,"));
         assert_eq!(worker.mem_info, MemInfo { total_mb: 8.0, usage_mb: 3.0, max_usage_mb: 5.0 });
         assert_eq!(worker.mem_info_cgroup.as_deref(), Some("/apps/a"));
     }
 
     #[test]
+    fn a_large_tree_is_cut() {
+        let mut snapshot = fixtures::snapshot_with_memory();
+        let worker = snapshot.processes[1].clone();
+        snapshot.processes.splice(1..1, vec![worker; PROCESSES]);
+        let (stats, listed) = of(&snapshot, 10).unwrap();
+        assert_eq!((stats.total, stats.truncated, listed.places.len()), (PROCESSES + 2, true, PROCESSES));
+    }
+
+    #[test]
     fn outside_a_cgroup_with_memory_it_is_the_machines() {
-        let stats = Stats::of(&snapshot(), Tgid(20)).map_err(|problem| problem.json()).unwrap();
+        let (stats, _) = of(&fixtures::snapshot_with_memory(), 20).unwrap();
         assert_eq!(stats.mem_info, MemInfo { total_mb: 64.0, usage_mb: 20.0, max_usage_mb: 20.0 });
         assert_eq!(stats.mem_info_cgroup, None);
     }
 
     #[test]
-    fn who_does_not_run_is_not_found() {
-        assert!(Stats::of(&snapshot(), Tgid(30)).err().unwrap().json().contains("no process 30 runs"));
-        assert!(Stats::of(&fixtures::snapshot(), Tgid(10)).err().unwrap().json().contains("cpu_monitoring"));
+    fn what_is_not_polled_is_not_told() {
+        assert!(of(&fixtures::snapshot(), 10).err().unwrap().contains("cpu_monitoring"));
     }
 }

@@ -1,8 +1,8 @@
 //! The whole server on a real socket, asked by plain bytes: what is answered, to whom, and how it ends.
 
 use super::{
-    claim, fixtures,
-    routes::{ENDPOINTS, MARKS, Origin, Shared},
+    Claim, claim, claim_for_workloads, fixtures,
+    routes::{ENDPOINTS, MARKS, Origin, STATS, Shared},
     server,
 };
 use crate::{
@@ -10,18 +10,24 @@ use crate::{
     event::{Event, Kind},
     event_log::EventLog,
     gpu::GpuStanding,
-    ids::CgroupId,
-    mark::Mark,
-    model::snapshot::Snapshot,
+    ids::{CgroupId, ProcessId, TICK_NS, Tgid},
+    mark::{Inbox, Mark, Told, WAITING},
+    model::snapshot::{Process, Snapshot},
     time::BootTime,
 };
 use axum::body::Bytes;
 use serde_json::{Value, json};
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    fs::Permissions,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
     net::UnixStream,
-    sync::{mpsc, watch},
+    sync::watch,
     task::JoinHandle,
     time::{Instant, timeout},
 };
@@ -30,10 +36,10 @@ use tokio::{
 struct Server {
     socket: PathBuf,
     events: Arc<EventLog>,
-    marks: mpsc::Receiver<Mark>,
+    marks: Arc<Inbox>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
-    _snapshots: watch::Sender<Arc<Snapshot>>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
     _directory: tempfile::TempDir,
 }
 
@@ -43,23 +49,33 @@ impl Server {
     }
 
     fn of(snapshot: Snapshot) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::at(|path| claim(path, None).unwrap(), snapshot, Duration::from_millis(20))
+    }
+
+    /// The socket for workloads, where who is not known yet waits for so long.
+    fn for_workloads(snapshot: Snapshot, patience: Duration) -> Self {
+        Self::at(|path| claim_for_workloads(path).unwrap(), snapshot, patience)
+    }
+
+    fn at(claim: impl Fn(&Path) -> Claim, snapshot: Snapshot, patience: Duration) -> Self {
+        let directory = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
         let socket = directory.path().join("m.sock");
-        let listener = claim(&socket, None).unwrap().listen().unwrap();
+        let listener = claim(&socket).listen().unwrap();
         let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
         let (stop, shutdown) = watch::channel(false);
-        let events = Arc::new(EventLog::default());
-        let (sender, marks) = mpsc::channel(1);
+        let (events, marks) = (Arc::new(EventLog::default()), Arc::new(Inbox::default()));
         let shared = Shared {
             snapshots: receiver,
             events: Arc::clone(&events),
             doctor: Bytes::from_static(b"{\"facts\":[]}"),
-            origin: Origin::Live { recording: None, marks: sender },
+            origin: Origin::Live { recording: None, marks: Arc::clone(&marks) },
             metrics_top: 20,
+            socket: Path::new("/where/all/is.sock").into(),
+            patience,
             shutdown: shutdown.clone(),
         };
         let task = tokio::spawn(server::run(listener, shared, shutdown));
-        Self { socket, events, marks, stop, task, _snapshots: snapshots, _directory: directory }
+        Self { socket, events, marks, stop, task, snapshots, _directory: directory }
     }
 
     async fn connect(&self) -> UnixStream {
@@ -137,7 +153,7 @@ async fn every_endpoint_listed_answers() {
     assert_eq!(index["endpoints"].as_array().unwrap().len(), ENDPOINTS.len());
     for (path, _) in ENDPOINTS.iter().filter(|(path, _)| *path != MARKS) {
         // Whoever asks here is not of the made-up machine, and so has no tree.
-        let status = if *path == "/v1/stats" { 404 } else { 200 };
+        let status = if *path == STATS { 503 } else { 200 };
         assert_eq!(server.ask(&format!("GET {path}")).await.status, status, "{path}");
         assert_eq!(server.ask(&format!("GET {path}?no=1")).await.status, 400, "{path}");
         assert_eq!(server.ask(&format!("POST {path}")).await.status, 405, "{path}");
@@ -147,13 +163,100 @@ async fn every_endpoint_listed_answers() {
 
 #[tokio::test]
 async fn a_mark_is_handed_over_and_told_as_it_was_understood() {
-    let mut server = Server::start();
+    let server = Server::start();
     let answer = server.post(MARKS, br#"{"step": 5, "labels": {"run": "a"}}"#).await;
     assert_eq!((answer.status, answer.kind.as_str()), (202, "application/json"));
     let told: Value = serde_json::from_str(&answer.body).unwrap();
     assert_eq!(told, json!({"step": 5, "epoch": null, "labels": {"run": "a"}}));
     let labels = Some([("run".to_owned(), "a".to_owned())].into());
-    assert_eq!(server.marks.recv().await, Some(Mark { step: Some(5), epoch: None, labels }));
+    let told = server.marks.take();
+    assert_eq!((told.len(), told[0].by), (1, Some(own_id())));
+    assert_eq!(told[0].mark, Mark { step: Some(5), epoch: None, labels });
+    assert_eq!(server.post(MARKS, br#"{"step": 6, "pid": 20}"#).await.status, 202);
+    assert_eq!(server.marks.take()[0].by.map(|id| id.tgid), Some(Tgid(20)));
+    assert_eq!(server.post(MARKS, br#"{"step": 6, "pid": 30}"#).await.status, 404, "it has ended");
+}
+
+/// This process, as the kernel tells of it.
+fn own_id() -> ProcessId {
+    let stat = procfs::process::Process::myself().unwrap().stat().unwrap();
+    ProcessId { tgid: Tgid(std::process::id()), start_ns: stat.starttime * TICK_NS }
+}
+
+/// The made-up machine with this process in the tree of process 10.
+fn snapshot_with_us() -> Snapshot {
+    let mut snapshot = fixtures::snapshot_with_memory();
+    let us = Process { id: own_id(), ..(*snapshot.processes[1]).clone() };
+    let place = snapshot.running().partition_point(|process| process.id.key() < us.id.key());
+    snapshot.processes.insert(place, Arc::new(us));
+    snapshot
+}
+
+#[tokio::test]
+async fn on_the_workloads_socket_a_process_asks_about_its_own_tree_and_nothing_else() {
+    let server = Server::for_workloads(snapshot_with_us(), Duration::ZERO);
+    let own = server.json(STATS).await;
+    assert_eq!((&own["tree"], &own["total"], &own["truncated"]), (&json!(10), &json!(3), &json!(false)));
+    let pids: Vec<_> = own["processes"].as_array().unwrap().iter().filter_map(|p| p["pid"].as_u64()).collect();
+    assert_eq!(pids, [10, 11, u64::from(std::process::id())]);
+    assert_eq!(server.json("/v1/stats?pid=11").await, own);
+    let mut refusals = Vec::new();
+    for pid in [20, 30, 4_194_304] {
+        let answer = server.ask(&format!("GET {STATS}?pid={pid}")).await;
+        assert_eq!((answer.status, answer.kind.as_str()), (403, "application/problem+json"), "{pid}");
+        refusals.push(answer.body.replace(&pid.to_string(), "PID"));
+    }
+    refusals.dedup();
+    assert_eq!(refusals.len(), 1, "who is not there is told of otherwise: {refusals:?}");
+    for path in ENDPOINTS.iter().map(|(path, _)| *path).filter(|path| ![STATS, MARKS].contains(path)).chain(["/"]) {
+        let answer = server.ask(&format!("GET {path}")).await;
+        assert_eq!((answer.status, answer.kind.as_str()), (403, "application/problem+json"), "{path}");
+        assert!(answer.body.contains("is told at /where/all/is.sock only"), "{}", answer.body);
+    }
+    let nowhere = server.ask("GET /v2/trees").await;
+    assert_eq!(nowhere.status, 404);
+    assert!(nowhere.body.contains("but /v1/stats and /v1/marks") && nowhere.body.contains("/where/all/is.sock"));
+    assert_eq!(server.ask("POST /v1/stats").await.status, 405);
+}
+
+#[tokio::test]
+async fn on_the_workloads_socket_a_mark_is_of_who_posts_it() {
+    let server = Server::for_workloads(snapshot_with_us(), Duration::ZERO);
+    assert_eq!(server.post(MARKS, br#"{"step": 5}"#).await.status, 202);
+    assert_eq!(server.marks.take()[0].by, Some(own_id()));
+    let refused = server.post(MARKS, br#"{"step": 5, "pid": 20}"#).await;
+    assert_eq!((refused.status, refused.kind.as_str()), (403, "application/problem+json"));
+    assert_eq!(server.marks.take(), []);
+}
+
+#[tokio::test]
+async fn who_is_in_no_snapshot_yet_waits_for_the_next() {
+    let server = Server::for_workloads(fixtures::snapshot_with_memory(), Duration::from_millis(20));
+    let answer = server.ask(&format!("GET {STATS}")).await;
+    assert_eq!((answer.status, answer.kind.as_str()), (503, "application/problem+json"));
+    let words = format!("process {}, which asks, is in no snapshot yet", std::process::id());
+    assert!(answer.body.contains(&words), "{}", answer.body);
+    let server = Server::for_workloads(fixtures::snapshot_with_memory(), Duration::from_secs(20));
+    let (request, asked) = (format!("GET {STATS}"), Instant::now());
+    let (answer, ()) = tokio::join!(server.ask(&request), async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        server.snapshots.send_replace(Arc::new(snapshot_with_us()));
+    });
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert!(asked.elapsed() < Duration::from_secs(15));
+}
+
+#[tokio::test]
+async fn a_connection_to_the_workloads_socket_serves_one_request() {
+    let server = Server::for_workloads(snapshot_with_us(), Duration::ZERO);
+    let mut stream = server.connect().await;
+    stream
+        .write_all(b"GET /v1/stats HTTP/1.1\r\nhost: x\r\n\r\nGET /v1/stats HTTP/1.1\r\nhost: x\r\n\r\n")
+        .await
+        .unwrap();
+    let mut bytes = Vec::new();
+    timeout(Duration::from_secs(5), stream.read_to_end(&mut bytes)).await.unwrap().unwrap();
+    assert_eq!(String::from_utf8(bytes).unwrap().matches("HTTP/1.1 200 OK").count(), 1);
 }
 
 #[tokio::test]
@@ -178,9 +281,16 @@ async fn marks_that_are_refused_are_problems() {
 #[tokio::test]
 async fn a_mark_that_finds_no_room_is_refused() {
     let server = Server::start();
-    let statuses =
-        [server.post(MARKS, b"{\"step\": 1}").await.status, server.post(MARKS, b"{\"step\": 2}").await.status];
-    assert_eq!(statuses, [202, 503]);
+    for tree in 0..WAITING {
+        let key = ProcessId { tgid: Tgid(tree as u32 + 1), start_ns: 0 }.key();
+        let told = Told { time: BootTime(0), by: None, mark: Mark { step: Some(1), ..Mark::default() } };
+        server.marks.post(Some(key), told).unwrap();
+    }
+    let answer = server.post(MARKS, b"{\"step\": 1}").await;
+    assert_eq!(answer.status, 503);
+    assert!(answer.body.contains("too many marks are waiting: post it again"), "{}", answer.body);
+    server.marks.close();
+    assert!(server.post(MARKS, b"{\"step\": 1}").await.body.contains("the agent is ending"));
 }
 
 #[tokio::test]

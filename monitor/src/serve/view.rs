@@ -258,6 +258,7 @@ struct TreeView<'a> {
     place: PlaceView<'a>,
     processes_running: u32,
     processes_exited_total: u64,
+    mark: Option<&'a Mark>,
     gpu_memory_bytes: Option<u64>,
     #[serde(flatten)]
     cells: Cells<'a, Tree>,
@@ -273,6 +274,8 @@ impl Listed for Tree {
         ("cgroup_id", |t| known_id(t.cgroup).map(|id| id.0).into()),
         ("processes_running", |t| Number::Count(t.running.into())),
         ("processes_exited_total", |t| Number::Count(t.exited_total)),
+        ("mark.step", |t| t.mark.as_ref().and_then(|mark| mark.step).into()),
+        ("mark.epoch", |t| t.mark.as_ref().and_then(|mark| mark.epoch).into()),
         ("gpu_memory_bytes", |t| t.subject.gpu_memory_bytes.into()),
     ];
     const CELLS: &'static [cells::Named<Self>] = usage::TREE;
@@ -297,6 +300,7 @@ impl Listed for Tree {
             place: PlaceView::of(self.cgroup_path.as_deref(), self.container.as_deref()),
             processes_running: self.running,
             processes_exited_total: self.exited_total,
+            mark: self.mark.as_deref(),
             cells: Cells::new(Self::CELLS, self, &context),
             gpu_memory_bytes: self.subject.gpu_memory_bytes,
             groups: self.groups(context),

@@ -1,19 +1,21 @@
 //! A process that does exactly what it is told, counts it by itself, and does nothing else meanwhile.
 //!
 //! `workload serve` reads one command a line and answers each with one line of JSON; between them it sleeps in read(2).
-//! Commands and answers go through buffers made at start, so the handshake neither allocates nor faults. Two more ways to
-//! start it, for processes that are not to stay: `workload exit CODE [MARK]` and `workload get SOCKET TARGET`.
+//! Commands and answers go through buffers made at start, so the handshake neither allocates nor faults. More ways to start
+//! it, for processes that are not to stay: `workload exit CODE [MARK]`, `workload get SOCKET TARGET` and `workload post SOCKET
+//! TARGET BODY`.
 
 mod address_space;
+mod ask;
 mod block_io;
 mod handshake;
 mod page_fault;
 mod processes;
 mod system;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use handshake::{Arguments, Commands, Report};
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -21,8 +23,12 @@ fn main() -> ExitCode {
     let result = match arguments.as_slice() {
         ["serve", ..] => serve().map(|()| 0),
         ["exit", code, ..] => processes::short_life(code),
-        ["get", socket, target] => get(socket, target).map(|()| 0),
-        _ => Err(anyhow::anyhow!("usage: workload serve | exit CODE [MARK] | get SOCKET TARGET")),
+        ["get", socket, target] => ask::once(socket, target, None).map(|()| 0),
+        ["post", socket, target, body] => ask::once(socket, target, Some(body)).map(|()| 0),
+        _ => {
+            let ways = "serve | exit CODE [MARK] | get SOCKET TARGET | post SOCKET TARGET BODY";
+            Err(anyhow::anyhow!("usage: workload {ways}"))
+        }
     };
     match result {
         Ok(code) => ExitCode::from(code),
@@ -76,14 +82,8 @@ fn obey(line: &str, report: &mut Report) -> Result<()> {
         "in-namespace" => processes::in_namespace(&mut arguments, report),
         "exec" => processes::exec(&mut arguments),
         "exit" => processes::exit(&mut arguments),
+        "ask" => ask::ask(&mut arguments, report),
+        "ask-in-namespace" => ask::ask_in_namespace(&mut arguments, report),
         other => bail!("no command {other}"),
     }
-}
-
-/// Asks the agent as whoever this process is: prints the status and the body, or fails as connect(2) did.
-fn get(socket: &str, target: &str) -> Result<()> {
-    let answer = tests::http::get(Path::new(socket), target)?;
-    let kind = answer.headers.get("content-type").map_or("", String::as_str);
-    println!("{} {kind}\n{}", answer.status, answer.body);
-    std::io::Write::flush(&mut std::io::stdout()).context("cannot print")
 }
