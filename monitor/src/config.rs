@@ -16,7 +16,7 @@ use monitor_common::limits;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Everything the agent can be told. [`keys`] has the meaning and the allowed values of each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where the socket appears.
     pub socket: PathBuf,
@@ -26,10 +26,15 @@ pub struct Config {
     pub tick: Duration,
     /// End after this time; only a flag sets it.
     pub run_for: Option<Duration>,
-    /// Whether `monitor run` shows the block.
+    /// Whether `monitor run` writes to standard output.
     pub console: bool,
-    /// How often it does.
+    /// How often the live table is shown.
     pub console_interval: Duration,
+    /// Ticks from one block of resources and alerts to the next, in place of the live table; zero for never. None leaves it to
+    /// what standard output is: the table on a terminal, blocks elsewhere.
+    pub log_interval: Option<u32>,
+    /// What the block tells as an alert.
+    pub thresholds: Thresholds,
     /// Whether to keep only the capabilities that counting takes, once attached.
     pub drop_capabilities: bool,
     /// The most talkative level the kernel programs may log at.
@@ -66,6 +71,27 @@ pub struct Config {
     pub gpu: Gpu,
     /// Indexed by [`Source`].
     sources: [SourceConfig; Source::ALL.len()],
+}
+
+/// What is told as an alert, and from where on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Thresholds {
+    /// Whether GPUs that have little to do are told.
+    pub alert_gpu_underutilization: bool,
+    /// Whether it is told that memory is short.
+    pub alert_memory_pressure: bool,
+    /// Whether it is told that processors wait for disks.
+    pub alert_io_bottleneck: bool,
+    /// Whether GPUs that are hot are told.
+    pub alert_gpu_temperature: bool,
+    /// A GPU has little to do when it works for less than this share of the time, 0–1.
+    pub gpu_util: f64,
+    /// Memory is short when more than this share of it is not available, 0–1.
+    pub memory: f64,
+    /// Processors wait for disks when they do so for more than this share of their time, 0–1.
+    pub io_wait: f64,
+    /// A GPU is hot above this temperature, in degrees Celsius.
+    pub gpu_temp: u32,
 }
 
 /// How exited processes are kept.
@@ -178,6 +204,17 @@ impl Default for Config {
             entry_points: Vec::new(),
             containers: Containers {
                 names: true,
+            log_interval: None,
+            thresholds: Thresholds {
+                alert_gpu_underutilization: true,
+                alert_memory_pressure: true,
+                alert_io_bottleneck: true,
+                alert_gpu_temperature: true,
+                gpu_util: 0.5,
+                memory: 0.9,
+                io_wait: 0.3,
+                gpu_temp: 80,
+            },
                 logs: PathBuf::from("/var/log/containers"),
                 docker: PathBuf::from("/var/lib/docker/containers"),
                 containerd: PathBuf::from("/run/containerd/io.containerd.runtime.v2.task"),

@@ -18,6 +18,7 @@ Examples:
   sudo monitor run --for 10s --socket /tmp/m.sock      for ten seconds, with a socket of its own
   sudo monitor run --quiet --socket-group wheel        as a service that members of wheel may ask
   sudo monitor run --quiet --record /var/lib/monitor/  and keep a day of it, for `monitor query --from`
+  sudo monitor run --log-interval 10                   with a block of GPUs, CPU, memory, I/O and alerts every 10 ticks
   sudo monitor run --csv resource_logs                 with a row of every tick in resource_logs/epoch_0.csv
   sudo monitor run --set block_io.slow=20ms --set page_fault.enabled=false
 

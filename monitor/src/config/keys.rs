@@ -43,6 +43,10 @@ pub enum Slot<'a> {
     Switch(&'a mut bool),
     /// A plain number.
     Count(&'a mut u32, RangeInclusive<u32>),
+    /// How many ticks; none is written as [`AUTO`].
+    Ticks(&'a mut Option<u32>, RangeInclusive<u32>),
+    /// A share, from 0 to 1.
+    Ratio(&'a mut f64),
     /// How many keys a map has room for.
     Capacity(&'a mut Option<u32>, RangeInclusive<u32>),
     /// A size in bytes.
@@ -54,6 +58,9 @@ pub enum Slot<'a> {
     /// How much to log.
     Level(&'a mut LevelFilter),
 }
+
+/// Leaves a number to the agent.
+const AUTO: &str = "auto";
 
 /// All settings, in the order in which they are shown.
 pub fn keys() -> Vec<Key> {
@@ -71,9 +78,16 @@ fn general() -> Vec<Key> {
             Slot::Duration(&mut c.tick, 100 * MILLISECOND..=HOUR)
         }),
         key(None, "console", "show on standard output what happens", |c| Slot::Switch(&mut c.console)),
-        key(None, "console_interval", "how often to show it", |c| {
+        key(None, "console_interval", "how often to show it as a live table", |c| {
             Slot::Duration(&mut c.console_interval, 100 * MILLISECOND..=HOUR)
         }),
+        key(
+            None,
+            "log_interval",
+            "ticks from one block of resources and alerts to the next; 0 for none but the live table; \"auto\" for the \
+             table on a terminal, a block every 10 ticks elsewhere",
+            |c| Slot::Ticks(&mut c.log_interval, 0..=1_000_000),
+        ),
         key(None, "drop_capabilities", "once attached, keep only the capabilities that counting takes", |c| {
             Slot::Switch(&mut c.drop_capabilities)
         }),
@@ -87,6 +101,33 @@ fn general() -> Vec<Key> {
         key(None, "gpu_monitoring", "read GPUs, where the host has a driver", |c| Slot::Switch(&mut c.gpu_monitoring)),
         key(None, "export_timeseries", "write a row of every tick as CSV", |c| Slot::Switch(&mut c.export_timeseries)),
         key(None, "timeseries_path", "the directory of its files, epoch_N.csv", |c| Slot::Path(&mut c.timeseries_path)),
+        key(None, "alert_gpu_underutilization", "tell in the block which GPUs have little to do", |c| {
+            Slot::Switch(&mut c.thresholds.alert_gpu_underutilization)
+        }),
+        key(None, "alert_memory_pressure", "tell in the block that memory is short", |c| {
+            Slot::Switch(&mut c.thresholds.alert_memory_pressure)
+        }),
+        key(None, "alert_io_bottleneck", "tell in the block that processors wait for disks", |c| {
+            Slot::Switch(&mut c.thresholds.alert_io_bottleneck)
+        }),
+        key(None, "alert_gpu_temperature", "tell in the block which GPUs are hot", |c| {
+            Slot::Switch(&mut c.thresholds.alert_gpu_temperature)
+        }),
+        key(
+            None,
+            "gpu_util_threshold",
+            "a GPU that works for less than this share of the time has little to do",
+            |c| Slot::Ratio(&mut c.thresholds.gpu_util),
+        ),
+        key(None, "memory_threshold", "memory of which more than this share is not available is short", |c| {
+            Slot::Ratio(&mut c.thresholds.memory)
+        }),
+        key(None, "io_wait_threshold", "the share of processors' time that they may wait for disks", |c| {
+            Slot::Ratio(&mut c.thresholds.io_wait)
+        }),
+        key(None, "gpu_temp_threshold", "a GPU above this temperature is hot, in degrees Celsius", |c| {
+            Slot::Count(&mut c.thresholds.gpu_temp, 0..=200)
+        }),
         key(Some("gpu"), "interval", "time from one reading of the GPUs to the next", |c| {
             Slot::Duration(&mut c.gpu.interval, 100 * MILLISECOND..=HOUR)
         }),
@@ -226,6 +267,11 @@ impl Slot<'_> {
                 let size = u32::try_from(parse_bytes(text).ok()?).ok()?;
                 *bytes = Some(size).filter(|n| range.contains(n) && n.is_power_of_two()).map(Some)?;
             }
+            Self::Ticks(ticks, range) => {
+                *ticks = if text == AUTO { None } else { Some(text.parse().ok().filter(|n| range.contains(n))?) };
+            }
+            // Zero is added so that none is negative.
+            Self::Ratio(ratio) => *ratio = text.parse::<f64>().ok().filter(|n| (0.0..=1.0).contains(n))? + 0.0,
             Self::Duration(duration, range) => {
                 *duration = parse_duration(text).ok().filter(|d| range.contains(d))?;
             }
@@ -249,6 +295,8 @@ impl Slot<'_> {
             Self::Duration(duration, _) => show_duration(**duration),
             Self::Level(level) => level.as_str().to_lowercase(),
         }
+            Self::Ticks(ticks, _) => ticks.map_or_else(|| AUTO.to_owned(), |ticks| ticks.to_string()),
+            Self::Ratio(ratio) => ratio.to_string(),
     }
 
     /// What it takes, to follow "it takes".
@@ -268,6 +316,8 @@ impl Slot<'_> {
             Self::RingBytes(_, range) => {
                 let (start, end) = (show_bytes((*range.start()).into()), show_bytes((*range.end()).into()));
                 format!("a power of two from {start} to {end}, such as \"64KiB\"")
+            Self::Ticks(_, range) => format!("a number from {} to {}, or \"{AUTO}\"", range.start(), range.end()),
+            Self::Ratio(_) => "a ratio from 0 to 1, such as 0.5".to_owned(),
             }
             Self::Duration(_, range) => {
                 let (start, end) = (show_duration(*range.start()), show_duration(*range.end()));
@@ -279,7 +329,20 @@ impl Slot<'_> {
 
     /// Whether TOML writes the value as a bare number.
     pub(super) const fn takes_integer(&self) -> bool {
-        matches!(self, Self::Count(..) | Self::Capacity(..) | Self::Bytes(..) | Self::RingBytes(..))
+        matches!(
+            self,
+            Self::Count(..)
+                | Self::Ticks(..)
+                | Self::Ratio(_)
+                | Self::Capacity(..)
+                | Self::Bytes(..)
+                | Self::RingBytes(..)
+        )
+    }
+
+    /// Whether TOML writes the value as a number with a fraction.
+    pub(super) const fn takes_fraction(&self) -> bool {
+        matches!(self, Self::Ratio(_))
     }
 
     /// Whether TOML writes the value as a bare word.
@@ -290,7 +353,9 @@ impl Slot<'_> {
     /// The value as TOML writes it.
     pub(super) fn toml(&self) -> String {
         match self {
-            Self::Switch(_) | Self::Count(..) | Self::Capacity(..) => self.show(),
+            Self::Switch(_) | Self::Count(..) | Self::Capacity(..) | Self::Ratio(_) | Self::Ticks(Some(_), _) => {
+                self.show()
+            }
             _ => toml::Value::String(self.show()).to_string(),
         }
     }
@@ -300,7 +365,8 @@ impl Slot<'_> {
         match self {
             Self::Switch(switch) => (**switch).into(),
             Self::Count(count, _) => (**count).into(),
-            Self::Capacity(count, _) => (**count).into(),
+            Self::Capacity(count, _) | Self::Ticks(count @ Some(_), _) => (**count).into(),
+            Self::Ratio(ratio) => (**ratio).into(),
             _ => self.show().into(),
         }
     }

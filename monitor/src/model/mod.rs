@@ -9,6 +9,7 @@ pub mod container;
 mod gpus;
 mod ledger;
 mod processes;
+pub mod resources;
 mod rule;
 pub mod snapshot;
 mod tell;
