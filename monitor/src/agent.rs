@@ -336,7 +336,7 @@ fn start_recorder(config: &Config, report: &doctor::Report) -> anyhow::Result<Op
 fn start_timeseries(config: &Config) -> anyhow::Result<Option<TimeSeries>> {
     let path = &config.timeseries_path;
     let start = || {
-        TimeSeries::start(path, config.csv_max_bytes)
+        TimeSeries::start(path, config.csv)
             .with_context(|| format!("cannot write CSV files to {}: name another directory by --csv", path.display()))
     };
     config.export_timeseries.then(start).transpose()

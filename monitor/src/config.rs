@@ -59,8 +59,8 @@ pub struct Config {
     pub export_timeseries: bool,
     /// The directory it is written to.
     pub timeseries_path: PathBuf,
-    /// A file of it reaches at most this size before the next begins.
-    pub csv_max_bytes: u64,
+    /// When a file of it makes room for the next.
+    pub csv: Csv,
     /// Calls of at least this many bytes are told as events.
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
@@ -112,6 +112,15 @@ pub struct Record {
     pub max_bytes: u64,
     /// What is older than this is deleted from a directory.
     pub keep: Duration,
+}
+
+/// When a CSV file makes room for the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Csv {
+    /// The size it reaches at most.
+    pub max_bytes: u64,
+    /// The time from its first row to its last at most; zero for any.
+    pub max_age: Duration,
 }
 
 /// What is told as metrics.
@@ -195,15 +204,6 @@ impl Default for Config {
             run_for: None,
             console: true,
             console_interval: Duration::from_secs(2),
-            drop_capabilities: false,
-            kernel_log: LevelFilter::Warn,
-            exited: Exited { keep: Duration::from_secs(60), limit: 8192 },
-            cost: Cost { window: Duration::from_secs(1), every: Duration::from_secs(60) },
-            cpu_monitoring: true,
-            io_monitoring: true,
-            entry_points: Vec::new(),
-            containers: Containers {
-                names: true,
             log_interval: None,
             thresholds: Thresholds {
                 alert_gpu_underutilization: true,
@@ -215,6 +215,15 @@ impl Default for Config {
                 io_wait: 0.3,
                 gpu_temp: 80,
             },
+            drop_capabilities: false,
+            kernel_log: LevelFilter::Warn,
+            exited: Exited { keep: Duration::from_secs(60), limit: 8192 },
+            cost: Cost { window: Duration::from_secs(1), every: Duration::from_secs(60) },
+            cpu_monitoring: true,
+            io_monitoring: true,
+            entry_points: Vec::new(),
+            containers: Containers {
+                names: true,
                 logs: PathBuf::from("/var/log/containers"),
                 docker: PathBuf::from("/var/lib/docker/containers"),
                 containerd: PathBuf::from("/run/containerd/io.containerd.runtime.v2.task"),
@@ -225,7 +234,7 @@ impl Default for Config {
             metrics: Metrics { top: 20, listen: None },
             export_timeseries: false,
             timeseries_path: PathBuf::from("resource_logs"),
-            csv_max_bytes: 64 << 20,
+            csv: Csv { max_bytes: 64 << 20, max_age: Duration::ZERO },
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
             gpu_monitoring: true,

@@ -170,8 +170,14 @@ fn general() -> Vec<Key> {
             Slot::Path(&mut c.containers.storage_run)
         }),
         key(Some("csv"), "max_bytes", "the most that is written to a CSV file before the next begins", |c| {
-            Slot::Bytes(&mut c.csv_max_bytes, 4096..=1 << 40)
+            Slot::Bytes(&mut c.csv.max_bytes, 4096..=1 << 40)
         }),
+        key(
+            Some("csv"),
+            "max_age",
+            "how long a CSV file is written to before the next begins; \"0s\" for any time",
+            |c| Slot::Duration(&mut c.csv.max_age, Duration::ZERO..=24 * 30 * HOUR),
+        ),
         key(Some("record"), "path", "a file or directory to record to; empty for none", |c| {
             Slot::Name(&mut c.record.path)
         }),
@@ -261,17 +267,17 @@ impl Slot<'_> {
             }
             Self::Switch(switch) => *switch = text.parse().ok()?,
             Self::Count(count, range) => *count = text.parse().ok().filter(|n| range.contains(n))?,
+            Self::Ticks(ticks, range) => {
+                *ticks = if text == AUTO { None } else { Some(text.parse().ok().filter(|n| range.contains(n))?) };
+            }
+            // Zero is added so that none is negative.
+            Self::Ratio(ratio) => *ratio = text.parse::<f64>().ok().filter(|n| (0.0..=1.0).contains(n))? + 0.0,
             Self::Capacity(count, range) => *count = Some(text.parse().ok().filter(|n| range.contains(n))?),
             Self::Bytes(bytes, range) => *bytes = parse_bytes(text).ok().filter(|n| range.contains(n))?,
             Self::RingBytes(bytes, range) => {
                 let size = u32::try_from(parse_bytes(text).ok()?).ok()?;
                 *bytes = Some(size).filter(|n| range.contains(n) && n.is_power_of_two()).map(Some)?;
             }
-            Self::Ticks(ticks, range) => {
-                *ticks = if text == AUTO { None } else { Some(text.parse().ok().filter(|n| range.contains(n))?) };
-            }
-            // Zero is added so that none is negative.
-            Self::Ratio(ratio) => *ratio = text.parse::<f64>().ok().filter(|n| (0.0..=1.0).contains(n))? + 0.0,
             Self::Duration(duration, range) => {
                 *duration = parse_duration(text).ok().filter(|d| range.contains(d))?;
             }
@@ -289,14 +295,14 @@ impl Slot<'_> {
             Self::Loopback(address) => address.map(|address| address.to_string()).unwrap_or_default(),
             Self::Switch(switch) => switch.to_string(),
             Self::Count(count, _) => count.to_string(),
+            Self::Ticks(ticks, _) => ticks.map_or_else(|| AUTO.to_owned(), |ticks| ticks.to_string()),
+            Self::Ratio(ratio) => ratio.to_string(),
             Self::Capacity(count, _) => count.unwrap_or_default().to_string(),
             Self::Bytes(bytes, _) => show_bytes(**bytes),
             Self::RingBytes(bytes, _) => bytes.map(|bytes| show_bytes(bytes.into())).unwrap_or_default(),
             Self::Duration(duration, _) => show_duration(**duration),
             Self::Level(level) => level.as_str().to_lowercase(),
         }
-            Self::Ticks(ticks, _) => ticks.map_or_else(|| AUTO.to_owned(), |ticks| ticks.to_string()),
-            Self::Ratio(ratio) => ratio.to_string(),
     }
 
     /// What it takes, to follow "it takes".
@@ -310,14 +316,14 @@ impl Slot<'_> {
             Self::Count(_, range) | Self::Capacity(_, range) => {
                 format!("a number from {} to {}", range.start(), range.end())
             }
+            Self::Ticks(_, range) => format!("a number from {} to {}, or \"{AUTO}\"", range.start(), range.end()),
+            Self::Ratio(_) => "a ratio from 0 to 1, such as 0.5".to_owned(),
             Self::Bytes(_, range) => {
                 format!("a size from {} to {}, such as \"1MiB\"", show_bytes(*range.start()), show_bytes(*range.end()))
             }
             Self::RingBytes(_, range) => {
                 let (start, end) = (show_bytes((*range.start()).into()), show_bytes((*range.end()).into()));
                 format!("a power of two from {start} to {end}, such as \"64KiB\"")
-            Self::Ticks(_, range) => format!("a number from {} to {}, or \"{AUTO}\"", range.start(), range.end()),
-            Self::Ratio(_) => "a ratio from 0 to 1, such as 0.5".to_owned(),
             }
             Self::Duration(_, range) => {
                 let (start, end) = (show_duration(*range.start()), show_duration(*range.end()));

@@ -14,7 +14,7 @@ use crate::{
     },
     source::Source,
 };
-use std::{borrow::Cow, collections::BTreeSet, io, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, io, str, time::SystemTime};
 
 const MB: f64 = (1 << 20) as f64;
 
@@ -28,12 +28,14 @@ pub(super) struct Columns {
 /// The GPU whose columns are there also where there is no GPU.
 const FIRST_GPU: u32 = 0;
 
+type OfTime = (&'static str, fn(&Snapshot, SystemTime) -> String);
 type OfSnapshot = (&'static str, fn(&Snapshot) -> String);
 type OfGpu = (&'static str, fn(&Gpu) -> String);
 
-const BEGIN: &[OfSnapshot] = &[
-    ("step", |s| s.step().to_string()),
-    ("timestamp", |s| humantime::format_rfc3339_millis(s.time.wall()).to_string()),
+/// What every row begins with; [`time_of`] reads it back.
+const BEGIN: &[OfTime] = &[
+    ("step", |s, _| s.step().to_string()),
+    ("timestamp", |_, time| humantime::format_rfc3339_millis(time).to_string()),
 ];
 
 /// What of the first GPU stands before the host's columns.
@@ -95,31 +97,38 @@ impl Columns {
         let of_gpu = |index: u32, columns: &[OfGpu]| {
             columns.iter().map(|(name, _)| Cow::Owned(format!("gpu_{index}_{name}"))).collect::<Vec<_>>()
         };
-        self.line(plain, of_gpu)
+        self.line(BEGIN.iter().map(|(name, _)| Cow::Borrowed(*name)).collect(), plain, of_gpu)
     }
 
-    /// The line of a snapshot.
-    pub(super) fn row(&self, snapshot: &Snapshot) -> io::Result<Vec<u8>> {
+    /// The line of a snapshot that was taken at `time`.
+    pub(super) fn row(&self, snapshot: &Snapshot, time: SystemTime) -> io::Result<Vec<u8>> {
         let plain = |columns: &[OfSnapshot]| columns.iter().map(|(_, cell)| cell(snapshot).into()).collect::<Vec<_>>();
         let of_gpu = |index: u32, columns: &[OfGpu]| {
             let gpu = snapshot.gpus.iter().find(|gpu| gpu.index == index);
             columns.iter().map(|(_, cell)| gpu.map(|gpu| cell(gpu)).unwrap_or_default().into()).collect::<Vec<_>>()
         };
-        self.line(plain, of_gpu)
+        self.line(BEGIN.iter().map(|(_, cell)| cell(snapshot, time).into()).collect(), plain, of_gpu)
     }
 
     /// One line, its cells in the order of the columns.
     fn line<'a>(
         &self,
+        begin: Vec<Cow<'a, str>>,
         plain: impl Fn(&[OfSnapshot]) -> Vec<Cow<'a, str>>,
         of_gpu: impl Fn(u32, &[OfGpu]) -> Vec<Cow<'a, str>>,
     ) -> io::Result<Vec<u8>> {
-        let first = [plain(BEGIN), of_gpu(FIRST_GPU, GPU_BEGIN), plain(HOST), of_gpu(FIRST_GPU, GPU_END)];
+        let first = [begin, of_gpu(FIRST_GPU, GPU_BEGIN), plain(HOST), of_gpu(FIRST_GPU, GPU_END)];
         let more = self.more_gpus.iter().flat_map(|index| [of_gpu(*index, GPU_BEGIN), of_gpu(*index, GPU_END)]);
         let mut writer = csv::Writer::from_writer(Vec::new());
         writer.write_record(first.into_iter().chain(more).flatten().map(|cell| cell.into_owned()))?;
         writer.into_inner().map_err(csv::IntoInnerError::into_error)
     }
+}
+
+/// When a row was written, from its beginning; none where it is no row.
+pub(super) fn time_of(row: &[u8]) -> Option<SystemTime> {
+    let cell = row.split(|byte| *byte == b',').nth(1)?;
+    humantime::parse_rfc3339(str::from_utf8(cell).ok()?).ok()
 }
 
 /// A number to three decimals; nothing for what is not known.
