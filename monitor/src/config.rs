@@ -47,7 +47,7 @@ pub struct Config {
     pub cpu_monitoring: bool,
     /// Whether to poll disks and network interfaces of the machine.
     pub io_monitoring: bool,
-    /// Programs, scripts or modules whose processes form trees, besides those that are known.
+    /// Patterns for the command lines of those whose processes form trees, or names in them, besides the programs that are known.
     pub entry_points: Vec<String>,
     /// Where names of containers are read.
     pub containers: Containers,

@@ -140,7 +140,8 @@ fn general() -> Vec<Key> {
         key(
             Some("trees"),
             "entry_points",
-            "programs, scripts or modules whose processes form trees, with commas",
+            "whose processes form trees, with commas: patterns for the whole command line with * and ?, or names of \
+             programs, scripts or modules",
             |c| Slot::Names(&mut c.entry_points),
         ),
         key(Some("exited"), "keep", "how long exited processes stay visible", |c| {
