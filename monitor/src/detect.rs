@@ -187,12 +187,13 @@ mod tests {
             host_usage: host(0.921, 0.45),
             ..fixtures::snapshot()
         };
-        let without = |switch: fn(&mut Thresholds)| {
+        type Change = fn(&mut Thresholds);
+        let without = |switch: Change| {
             let mut thresholds = DEFAULTS();
             switch(&mut thresholds);
             told(&snapshot, &thresholds)
         };
-        let settings: [(&str, fn(&mut Thresholds), fn(&mut Thresholds)); 4] = [
+        let settings: [(&str, Change, Change); 4] = [
             ("underutilized", |t| t.alert_gpu_underutilization = false, |t| t.gpu_util = 0.4),
             ("memory", |t| t.alert_memory_pressure = false, |t| t.memory = 0.93),
             ("bottleneck", |t| t.alert_io_bottleneck = false, |t| t.io_wait = 0.5),

@@ -23,6 +23,7 @@ mod page_fault;
 #[cfg(not(feature = "vm"))]
 mod privileges;
 mod recording;
+mod resources;
 mod rings;
 #[cfg(not(feature = "vm"))]
 mod service;
@@ -31,6 +32,9 @@ mod snapshot;
 mod socket;
 #[cfg(not(feature = "vm"))]
 mod timeseries;
+// Perl, which writes titles.
+#[cfg(not(feature = "vm"))]
+mod trees;
 mod usage;
 #[cfg(feature = "vm")]
 mod vm;

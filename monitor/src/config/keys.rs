@@ -84,7 +84,7 @@ fn general() -> Vec<Key> {
         key(
             None,
             "log_interval",
-            "ticks from one block of resources and alerts to the next; 0 for none but the live table; \"auto\" for the \
+            "ticks from one block of resources and alerts to the next; 0 for the live table alone; \"auto\" for the \
              table on a terminal, a block every 10 ticks elsewhere",
             |c| Slot::Ticks(&mut c.log_interval, 0..=1_000_000),
         ),
