@@ -18,7 +18,10 @@ use crate::{
     kernel::{attach::Loader, support::Support},
     mark::{Inbox, Told},
     model::{Model, Retention, snapshot::Snapshot},
-    output::{console::Console, timeseries::TimeSeries},
+    output::{
+        console::{Console, Form, Ticks},
+        timeseries::TimeSeries,
+    },
     privileges,
     sample::Sample,
     serve, service,
@@ -92,10 +95,7 @@ pub async fn run(config: Config, claims: Claims) -> anyhow::Result<()> {
     });
     let metrics = scraped.map(|loopback| tokio::spawn(serve::serve_metrics(loopback, state.clone(), ending.clone())));
     let server = tokio::spawn(serve::serve(listener, state, ending.clone()));
-    let console = config.console.then(|| {
-        let console = Console::new(&config.socket);
-        tokio::spawn(show(console, latest, config.console_interval, ending))
-    });
+    let console = config.console.then(|| tokio::spawn(show(Console::new(&config), latest, ending)));
 
     service::ready();
     agent.work(&config, &snapshots, &mut end).await;
@@ -371,7 +371,7 @@ fn start_recorder(config: &Config, report: &doctor::Report) -> anyhow::Result<Op
 fn start_timeseries(config: &Config) -> anyhow::Result<Option<TimeSeries>> {
     let path = &config.timeseries_path;
     let start = || {
-        TimeSeries::start(path, config.csv_max_bytes)
+        TimeSeries::start(path, config.csv)
             .with_context(|| format!("cannot write CSV files to {}: name another directory by --csv", path.display()))
     };
     config.export_timeseries.then(start).transpose()
@@ -414,21 +414,46 @@ impl End {
 }
 
 /// Shows snapshots until the end, or until nobody reads any more.
-async fn show(
-    mut console: Console,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
-    interval: Duration,
-    mut ending: watch::Receiver<bool>,
-) {
+async fn show(mut console: Console, mut snapshots: watch::Receiver<Arc<Snapshot>>, mut ending: watch::Receiver<bool>) {
     let mut open = console.welcome().is_ok();
-    let mut next = every(interval);
+    let mut pace = match console.form() {
+        Form::Table(interval) => Pace::Time(every(interval)),
+        Form::Blocks(ticks) => Pace::Ticks(ticks),
+    };
     while open {
         tokio::select! {
             _ = ending.wait_for(|end| *end) => return,
-            _ = next.tick() => {
-                let snapshot = snapshots.borrow().clone();
+            next = pace.next(&mut snapshots) => {
+                let Some(snapshot) = next else { return };
                 open = tokio::task::block_in_place(|| console.show(&snapshot)).is_ok();
             }
+        }
+    }
+}
+
+/// When the console shows the next snapshot.
+enum Pace {
+    /// By the clock, whatever the ticks.
+    Time(Interval),
+    /// By the ticks, whatever time they take.
+    Ticks(Ticks),
+}
+
+impl Pace {
+    /// The next one to show; none when there will be no more.
+    async fn next(&mut self, snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> Option<Arc<Snapshot>> {
+        match self {
+            Self::Time(interval) => {
+                interval.tick().await;
+                Some(snapshots.borrow().clone())
+            }
+            Self::Ticks(ticks) => loop {
+                snapshots.changed().await.ok()?;
+                let snapshot = snapshots.borrow_and_update().clone();
+                if ticks.is_due(snapshot.number) {
+                    return Some(snapshot);
+                }
+            },
         }
     }
 }

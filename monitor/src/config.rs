@@ -16,7 +16,7 @@ use monitor_common::limits;
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 /// Everything the agent can be told. [`keys`] has the meaning and the allowed values of each.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// Where the socket appears.
     pub socket: PathBuf,
@@ -28,10 +28,15 @@ pub struct Config {
     pub tick: Duration,
     /// End after this time; only a flag sets it.
     pub run_for: Option<Duration>,
-    /// Whether `monitor run` shows the block.
+    /// Whether `monitor run` writes to standard output.
     pub console: bool,
-    /// How often it does.
+    /// How often the live table is shown.
     pub console_interval: Duration,
+    /// Ticks from one block of resources and alerts to the next, in place of the live table; zero for never. None leaves it to
+    /// what standard output is: the table on a terminal, blocks elsewhere.
+    pub log_interval: Option<u32>,
+    /// What the block tells as an alert.
+    pub thresholds: Thresholds,
     /// Whether to keep only the capabilities that counting takes, once attached.
     pub drop_capabilities: bool,
     /// The most talkative level the kernel programs may log at.
@@ -44,7 +49,7 @@ pub struct Config {
     pub cpu_monitoring: bool,
     /// Whether to poll disks and network interfaces of the machine.
     pub io_monitoring: bool,
-    /// Programs, scripts or modules whose processes form trees, besides those that are known.
+    /// Patterns for the command lines of those whose processes form trees, or names in them, besides the programs that are known.
     pub entry_points: Vec<String>,
     /// Where names of containers are read.
     pub containers: Containers,
@@ -56,8 +61,8 @@ pub struct Config {
     pub export_timeseries: bool,
     /// The directory it is written to.
     pub timeseries_path: PathBuf,
-    /// A file of it reaches at most this size before the next begins.
-    pub csv_max_bytes: u64,
+    /// When a file of it makes room for the next.
+    pub csv: Csv,
     /// Calls of at least this many bytes are told as events.
     pub large_call_bytes: u64,
     /// I/O of at least this total latency is told as an event.
@@ -68,6 +73,27 @@ pub struct Config {
     pub gpu: Gpu,
     /// Indexed by [`Source`].
     sources: [SourceConfig; Source::ALL.len()],
+}
+
+/// What is told as an alert, and from where on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Thresholds {
+    /// Whether GPUs that have little to do are told.
+    pub alert_gpu_underutilization: bool,
+    /// Whether it is told that memory is short.
+    pub alert_memory_pressure: bool,
+    /// Whether it is told that processors wait for disks.
+    pub alert_io_bottleneck: bool,
+    /// Whether GPUs that are hot are told.
+    pub alert_gpu_temperature: bool,
+    /// A GPU has little to do when it works for less than this share of the time, 0–1.
+    pub gpu_util: f64,
+    /// Memory is short when more than this share of it is not available, 0–1.
+    pub memory: f64,
+    /// Processors wait for disks when they do so for more than this share of their time, 0–1.
+    pub io_wait: f64,
+    /// A GPU is hot above this temperature, in degrees Celsius.
+    pub gpu_temp: u32,
 }
 
 /// How exited processes are kept.
@@ -88,6 +114,15 @@ pub struct Record {
     pub max_bytes: u64,
     /// What is older than this is deleted from a directory.
     pub keep: Duration,
+}
+
+/// When a CSV file makes room for the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Csv {
+    /// The size it reaches at most.
+    pub max_bytes: u64,
+    /// The time from its first row to its last at most; zero for any.
+    pub max_age: Duration,
 }
 
 /// What is told as metrics.
@@ -172,6 +207,17 @@ impl Default for Config {
             run_for: None,
             console: true,
             console_interval: Duration::from_secs(2),
+            log_interval: None,
+            thresholds: Thresholds {
+                alert_gpu_underutilization: true,
+                alert_memory_pressure: true,
+                alert_io_bottleneck: true,
+                alert_gpu_temperature: true,
+                gpu_util: 0.5,
+                memory: 0.9,
+                io_wait: 0.3,
+                gpu_temp: 80,
+            },
             drop_capabilities: false,
             kernel_log: LevelFilter::Warn,
             exited: Exited { keep: Duration::from_secs(60), limit: 8192 },
@@ -191,7 +237,7 @@ impl Default for Config {
             metrics: Metrics { top: 20, listen: None },
             export_timeseries: false,
             timeseries_path: PathBuf::from("resource_logs"),
-            csv_max_bytes: 64 << 20,
+            csv: Csv { max_bytes: 64 << 20, max_age: Duration::ZERO },
             large_call_bytes: 1 << 20,
             slow_io: Duration::from_millis(50),
             gpu_monitoring: true,

@@ -22,6 +22,7 @@ pub mod decode;
 pub mod reading;
 pub mod sample;
 pub mod model;
+pub mod detect;
 pub mod history;
 pub mod collect;
 pub mod doctor;

@@ -176,6 +176,9 @@ pub struct ProcessReading {
     pub open_files: Option<u32>,
     /// Bytes read from and written to storage, by the process's own account.
     pub storage: Option<Storage>,
+    /// Its arguments, joined by spaces; none where not looked at this time, or as they were the last time.
+    #[serde(default)]
+    pub command_line: Option<String>,
 }
 
 /// Resident memory by kind.

@@ -21,6 +21,14 @@ fn container_with(agent: &Agent, pid: u32, field: &str) -> Result<Value> {
     })
 }
 
+/// The rule of the tree with this root.
+#[cfg(not(feature = "vm"))]
+fn rule_of(agent: &Agent, root: u32) -> Result<Option<String>> {
+    let answer = agent.get("/v1/trees?limit=100000")?;
+    let tree = json::list(&answer, "trees")?.iter().find(|tree| tree["pid"] == root);
+    Ok(tree.with_context(|| format!("no tree of {root}"))?["rule"].as_str().map(str::to_owned))
+}
+
 /// Pids of the processes that run in a container; those of a runtime that prepared it have gone.
 fn pids_in(agent: &Agent, container: &str) -> Result<Vec<u64>> {
     let answer = agent.get(&format!("/v1/processes?container={container}"))?;
@@ -95,6 +103,7 @@ mod real {
             for asked in [name, &id[..12]] {
                 expect::exactly(asked, pids_in(&agent, asked)?, vec![u64::from(pid)])?;
             }
+            expect::exactly("rule of its tree", rule_of(&agent, pid)?, Some("container".to_owned()))?;
             let monitor: u32 = podman.inspect(name, "{{.State.ConmonPid}}")?.parse()?;
             expect::exactly("its monitor", &agent.process(monitor)?["container"], &Value::Null)?;
         }
@@ -113,6 +122,7 @@ mod real {
             expect::exactly(field, json::text(&container, field)?, value)?;
         }
         expect::exactly("in it", pids_in(&agent, "nginx")?, vec![u64::from(runc.pid()?)])?;
+        expect::exactly("rule of its tree", rule_of(&agent, runc.pid()?)?, Some("container".to_owned()))?;
         agent.stop()
     }
 }

@@ -26,6 +26,7 @@ mod parity;
 #[cfg(not(feature = "vm"))]
 mod privileges;
 mod recording;
+mod resources;
 mod rings;
 #[cfg(not(feature = "vm"))]
 mod service;
@@ -34,6 +35,9 @@ mod snapshot;
 mod socket;
 #[cfg(not(feature = "vm"))]
 mod timeseries;
+// Perl, which writes titles.
+#[cfg(not(feature = "vm"))]
+mod trees;
 mod usage;
 #[cfg(feature = "vm")]
 mod vm;

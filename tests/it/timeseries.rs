@@ -144,6 +144,36 @@ fn without_csv_there_is_no_thread_and_no_file_for_it() -> Result<()> {
 }
 
 #[test]
+fn files_that_are_old_make_room_for_the_next_without_a_gap() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let directory = tempfile::tempdir()?;
+    let logs = directory.path().to_string_lossy();
+    let agent = Agent::start(&["--csv", &logs, "--tick", "100ms", "--set", "csv.max_age=1s"])?;
+    let file = |number: u32| directory.path().join(format!("epoch_0.{number}.csv"));
+    wait_until("three old files", PATIENCE, || Ok(file(3).exists().then_some(())))?;
+    agent.stop()?;
+    let mut before = None;
+    for path in (1..=3).map(file) {
+        let rows = rows(&path)?;
+        let time = |row: &Value| -> Result<f64> {
+            let (_, time) = cell(row, "timestamp")?.split_once('T').context("no time")?;
+            let parts = time.trim_end_matches('Z').split(':').map(str::parse::<f64>);
+            Ok(parts.collect::<Result<Vec<_>, _>>()?.into_iter().fold(0.0, |sum, part| sum * 60.0 + part))
+        };
+        let (first, last) = (rows.first().context("no row")?, rows.last().context("no row")?);
+        let age = (time(last)? - time(first)? + 86400.0) % 86400.0;
+        println!("{}: {} rows, {age:.3} s from the first to the last", path.display(), rows.len());
+        ensure!(age < 1.0, "{} holds {age} s", path.display());
+        for row in &rows {
+            let step = number(row, "step")?;
+            ensure!(before.is_none_or(|before| step == before + 1.0), "step {step} after {before:?}");
+            before = Some(step);
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn a_full_disk_leaves_rows_out_and_not_the_agent() -> Result<()> {
     let _machine = Machine::claim()?;
     let disk = SmallDisk::new(1 << 20)?;

@@ -99,13 +99,30 @@ impl Agent {
         Self::start_in(directory, socket, command_through(wrapper)?, flags)
     }
 
+    /// As [`Agent::start`], with its standard output in a file: the others say nothing there.
+    ///
+    /// # Errors
+    /// As [`Agent::start`]; or no such file can be made.
+    pub fn start_into(output: &Path, flags: &[&str]) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let socket = directory.path().join("monitor.sock");
+        let mut command = command()?;
+        command.args(["run", "--socket"]).arg(&socket).stdout(File::create(output)?);
+        Self::start_as(directory, socket, command, flags)
+    }
+
     fn start_in(directory: TempDir, socket: PathBuf, mut command: Command, flags: &[&str]) -> Result<Self> {
+        command.args(["run", "--socket"]).arg(&socket).arg("--quiet").stdout(Stdio::null());
+        Self::start_as(directory, socket, command, flags)
+    }
+
+    /// Starts a command that has a subcommand, a socket and a standard output.
+    fn start_as(directory: TempDir, socket: PathBuf, mut command: Command, flags: &[&str]) -> Result<Self> {
         let errors = directory.path().join("stderr");
-        command.arg("run").arg("--socket").arg(&socket).arg("--quiet");
         if !flags.contains(&TICK[0]) {
             command.args(TICK);
         }
-        command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&errors)?);
+        command.args(flags).stdin(Stdio::null()).stderr(File::create(&errors)?);
         let child = command.spawn().context("cannot start the agent")?;
         let mut agent = Self { child, socket, errors, _directory: directory };
         wait_until("the agent to answer", PATIENCE, || {

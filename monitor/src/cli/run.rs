@@ -25,8 +25,12 @@ Examples:
   sudo monitor run --workload-socket /run/monitor/workload/monitor.sock
                                                        where servers in containers may ask about themselves
   sudo monitor run --quiet --record /var/lib/monitor/  and keep a day of it, for `monitor query --from`
+  sudo monitor run --log-interval 10                   with GPUs, CPU, memory, I/O and alerts every 10 ticks
   sudo monitor run --csv resource_logs                 with a row of every tick in resource_logs/epoch_0.csv
   sudo monitor run --set block_io.slow=20ms --set page_fault.enabled=false
+  sudo monitor run --set 'trees.entry_points=serve, java * -jar *-server-*.jar'
+                                                       with a tree for each program, script or module of this name,
+                                                       and for command lines that fit a pattern of * and ?
 
 Settings come from defaults, then --config, then MONITOR_… variables, then flags; `monitor config` lists all of them.")]
 pub(super) struct Arguments {

@@ -45,6 +45,10 @@ pub(super) struct Settings {
     /// Show nothing on standard output.
     #[arg(long)]
     quiet: bool,
+    /// Write a block of resources and alerts every so many ticks instead of the live table, or 0 for the table only. "auto"
+    /// is the table on a terminal, and a block every 10 ticks elsewhere [default: auto]
+    #[arg(long, value_name = "TICKS")]
+    log_interval: Option<String>,
     /// Record what is read to this file, which stops at record.max_bytes [256MiB], or directory (a name that ends with a
     /// slash), which keeps the newest; `monitor query --from` asks it.
     #[arg(long, value_name = "FILE|DIR")]
@@ -88,6 +92,7 @@ impl Settings {
             self.workload_socket.as_deref().map(|path| flag("workload_socket", &text(path), "--workload-socket")),
             self.tick.as_deref().map(|tick| flag("tick", tick, "--tick")),
             self.quiet.then(|| flag("console", "false", "--quiet")),
+            self.log_interval.as_deref().map(|ticks| flag("log_interval", ticks, "--log-interval")),
             self.record.as_deref().map(|path| flag("record.path", &text(path), "--record")),
             self.csv.as_ref().map(|_| flag("export_timeseries", "true", "--csv")),
             self.csv.as_deref().map(|path| flag("timeseries_path", &text(path), "--csv")),

@@ -4,7 +4,10 @@
 //! Only what runs is read. A process is looked at when kernel counters of it moved, when it had changed the last time, or when
 //! its cgroup is not idle; one that was found unchanged is looked at less and less often, down to every eighth tick.
 
-use super::files::{Buffer, each_pair};
+use super::{
+    files::{Buffer, each_pair},
+    process,
+};
 use crate::{
     ids::{ProcessId, ProcessKey, TICK_NS, Tgid},
     reading::{Candidate, ProcessReading, Resident, Shares, Storage},
@@ -13,6 +16,7 @@ use std::{
     cmp::Reverse,
     collections::{HashMap, hash_map::Entry},
     fs::{self, File},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::Instant,
@@ -70,6 +74,8 @@ struct Known {
     wants_shares: bool,
     shares_at: Option<u64>,
     shares_of: u64,
+    /// Hash of the command line that was told last.
+    title: Option<u64>,
 }
 
 impl ProcessStat {
@@ -143,6 +149,8 @@ impl ProcessStat {
         reading.storage = self.buffer.read(&directory.join("io")).ok().map(parse_io);
         reading.open_files = open_files(&directory.join("fd"));
         let resident_bytes = reading.resident.map_or(0, |resident| resident.total_bytes());
+        // Kernel threads have none.
+        reading.command_line = reading.resident.and_then(|_| new_title(known));
         let is_old = known.shares_at.is_none_or(|at| self.tick >= at + SHARES_AGE);
         known.wants_shares |= resident_bytes != known.shares_of && (is_old || !known.changed);
         Some(reading)
@@ -205,8 +213,18 @@ impl Known {
             wants_shares: false,
             shares_at: None,
             shares_of: 0,
+            title: None,
         }
     }
+}
+
+/// The command line, where it is another than was told last: servers write titles over theirs.
+fn new_title(known: &mut Known) -> Option<String> {
+    let line = process::command_line(known.id.tgid)?;
+    let mut hasher = DefaultHasher::new();
+    line.hash(&mut hasher);
+    let hash = hasher.finish();
+    (known.title.replace(hash) != Some(hash)).then_some(line)
 }
 
 fn read_shares(buffer: &mut Buffer, pid: Tgid) -> Option<Shares> {
@@ -306,7 +324,13 @@ mod tests {
         let shares = reading.shares.unwrap();
         assert!(shares.unique_bytes > 0 && shares.unique_bytes <= shares.proportional_bytes);
         assert!(shares.proportional_bytes <= resident.total_bytes() + (1 << 20));
-        assert!(reading.storage.is_some());
+        assert!(reading.storage.is_some() && reading.command_line.is_some());
+    }
+
+    #[test]
+    fn a_command_line_is_told_once() {
+        let mut known = Known::new(myself());
+        assert_eq!((new_title(&mut known).is_some(), new_title(&mut known)), (true, None));
     }
 
     #[test]

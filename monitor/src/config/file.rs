@@ -56,6 +56,7 @@ impl Reader<'_> {
             DeValue::Integer(number) if slot.takes_integer() && number.radix() == 10 => {
                 Some(number.as_str().replace('_', ""))
             }
+            DeValue::Float(number) if slot.takes_fraction() => Some(number.as_str().replace('_', "")),
             DeValue::Boolean(boolean) if slot.takes_boolean() => Some(boolean.to_string()),
             _ => None,
         };

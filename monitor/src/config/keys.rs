@@ -43,6 +43,10 @@ pub enum Slot<'a> {
     Switch(&'a mut bool),
     /// A plain number.
     Count(&'a mut u32, RangeInclusive<u32>),
+    /// How many ticks; none is written as [`AUTO`].
+    Ticks(&'a mut Option<u32>, RangeInclusive<u32>),
+    /// A share, from 0 to 1.
+    Ratio(&'a mut f64),
     /// How many keys a map has room for.
     Capacity(&'a mut Option<u32>, RangeInclusive<u32>),
     /// A size in bytes.
@@ -54,6 +58,9 @@ pub enum Slot<'a> {
     /// How much to log.
     Level(&'a mut LevelFilter),
 }
+
+/// Leaves a number to the agent.
+const AUTO: &str = "auto";
 
 /// All settings, in the order in which they are shown.
 pub fn keys() -> Vec<Key> {
@@ -77,9 +84,16 @@ fn general() -> Vec<Key> {
             Slot::Duration(&mut c.tick, 100 * MILLISECOND..=HOUR)
         }),
         key(None, "console", "show on standard output what happens", |c| Slot::Switch(&mut c.console)),
-        key(None, "console_interval", "how often to show it", |c| {
+        key(None, "console_interval", "how often to show it as a live table", |c| {
             Slot::Duration(&mut c.console_interval, 100 * MILLISECOND..=HOUR)
         }),
+        key(
+            None,
+            "log_interval",
+            "ticks from one block of resources and alerts to the next; 0 for the live table alone; \"auto\" for the \
+             table on a terminal, a block every 10 ticks elsewhere",
+            |c| Slot::Ticks(&mut c.log_interval, 0..=1_000_000),
+        ),
         key(None, "drop_capabilities", "once attached, keep only the capabilities that counting takes", |c| {
             Slot::Switch(&mut c.drop_capabilities)
         }),
@@ -93,6 +107,33 @@ fn general() -> Vec<Key> {
         key(None, "gpu_monitoring", "read GPUs, where the host has a driver", |c| Slot::Switch(&mut c.gpu_monitoring)),
         key(None, "export_timeseries", "write a row of every tick as CSV", |c| Slot::Switch(&mut c.export_timeseries)),
         key(None, "timeseries_path", "the directory of its files, epoch_N.csv", |c| Slot::Path(&mut c.timeseries_path)),
+        key(None, "alert_gpu_underutilization", "tell in the block which GPUs have little to do", |c| {
+            Slot::Switch(&mut c.thresholds.alert_gpu_underutilization)
+        }),
+        key(None, "alert_memory_pressure", "tell in the block that memory is short", |c| {
+            Slot::Switch(&mut c.thresholds.alert_memory_pressure)
+        }),
+        key(None, "alert_io_bottleneck", "tell in the block that processors wait for disks", |c| {
+            Slot::Switch(&mut c.thresholds.alert_io_bottleneck)
+        }),
+        key(None, "alert_gpu_temperature", "tell in the block which GPUs are hot", |c| {
+            Slot::Switch(&mut c.thresholds.alert_gpu_temperature)
+        }),
+        key(
+            None,
+            "gpu_util_threshold",
+            "a GPU that works for less than this share of the time has little to do",
+            |c| Slot::Ratio(&mut c.thresholds.gpu_util),
+        ),
+        key(None, "memory_threshold", "memory of which more than this share is not available is short", |c| {
+            Slot::Ratio(&mut c.thresholds.memory)
+        }),
+        key(None, "io_wait_threshold", "the share of processors' time that they may wait for disks", |c| {
+            Slot::Ratio(&mut c.thresholds.io_wait)
+        }),
+        key(None, "gpu_temp_threshold", "a GPU above this temperature is hot, in degrees Celsius", |c| {
+            Slot::Count(&mut c.thresholds.gpu_temp, 0..=200)
+        }),
         key(Some("gpu"), "interval", "time from one reading of the GPUs to the next", |c| {
             Slot::Duration(&mut c.gpu.interval, 100 * MILLISECOND..=HOUR)
         }),
@@ -105,7 +146,8 @@ fn general() -> Vec<Key> {
         key(
             Some("trees"),
             "entry_points",
-            "programs, scripts or modules whose processes form trees, with commas",
+            "whose processes form trees, with commas: patterns for the whole command line with * and ?, or names of \
+             programs, scripts or modules",
             |c| Slot::Names(&mut c.entry_points),
         ),
         key(Some("exited"), "keep", "how long exited processes stay visible", |c| {
@@ -135,8 +177,14 @@ fn general() -> Vec<Key> {
             Slot::Path(&mut c.containers.storage_run)
         }),
         key(Some("csv"), "max_bytes", "the most that is written to a CSV file before the next begins", |c| {
-            Slot::Bytes(&mut c.csv_max_bytes, 4096..=1 << 40)
+            Slot::Bytes(&mut c.csv.max_bytes, 4096..=1 << 40)
         }),
+        key(
+            Some("csv"),
+            "max_age",
+            "how long a CSV file is written to before the next begins; \"0s\" for any time",
+            |c| Slot::Duration(&mut c.csv.max_age, Duration::ZERO..=24 * 30 * HOUR),
+        ),
         key(Some("record"), "path", "a file or directory to record to; empty for none", |c| {
             Slot::Name(&mut c.record.path)
         }),
@@ -226,6 +274,11 @@ impl Slot<'_> {
             }
             Self::Switch(switch) => *switch = text.parse().ok()?,
             Self::Count(count, range) => *count = text.parse().ok().filter(|n| range.contains(n))?,
+            Self::Ticks(ticks, range) => {
+                *ticks = if text == AUTO { None } else { Some(text.parse().ok().filter(|n| range.contains(n))?) };
+            }
+            // Zero is added so that none is negative.
+            Self::Ratio(ratio) => *ratio = text.parse::<f64>().ok().filter(|n| (0.0..=1.0).contains(n))? + 0.0,
             Self::Capacity(count, range) => *count = Some(text.parse().ok().filter(|n| range.contains(n))?),
             Self::Bytes(bytes, range) => *bytes = parse_bytes(text).ok().filter(|n| range.contains(n))?,
             Self::RingBytes(bytes, range) => {
@@ -249,6 +302,8 @@ impl Slot<'_> {
             Self::Loopback(address) => address.map(|address| address.to_string()).unwrap_or_default(),
             Self::Switch(switch) => switch.to_string(),
             Self::Count(count, _) => count.to_string(),
+            Self::Ticks(ticks, _) => ticks.map_or_else(|| AUTO.to_owned(), |ticks| ticks.to_string()),
+            Self::Ratio(ratio) => ratio.to_string(),
             Self::Capacity(count, _) => count.unwrap_or_default().to_string(),
             Self::Bytes(bytes, _) => show_bytes(**bytes),
             Self::RingBytes(bytes, _) => bytes.map(|bytes| show_bytes(bytes.into())).unwrap_or_default(),
@@ -268,6 +323,8 @@ impl Slot<'_> {
             Self::Count(_, range) | Self::Capacity(_, range) => {
                 format!("a number from {} to {}", range.start(), range.end())
             }
+            Self::Ticks(_, range) => format!("a number from {} to {}, or \"{AUTO}\"", range.start(), range.end()),
+            Self::Ratio(_) => "a ratio from 0 to 1, such as 0.5".to_owned(),
             Self::Bytes(_, range) => {
                 format!("a size from {} to {}, such as \"1MiB\"", show_bytes(*range.start()), show_bytes(*range.end()))
             }
@@ -285,7 +342,20 @@ impl Slot<'_> {
 
     /// Whether TOML writes the value as a bare number.
     pub(super) const fn takes_integer(&self) -> bool {
-        matches!(self, Self::Count(..) | Self::Capacity(..) | Self::Bytes(..) | Self::RingBytes(..))
+        matches!(
+            self,
+            Self::Count(..)
+                | Self::Ticks(..)
+                | Self::Ratio(_)
+                | Self::Capacity(..)
+                | Self::Bytes(..)
+                | Self::RingBytes(..)
+        )
+    }
+
+    /// Whether TOML writes the value as a number with a fraction.
+    pub(super) const fn takes_fraction(&self) -> bool {
+        matches!(self, Self::Ratio(_))
     }
 
     /// Whether TOML writes the value as a bare word.
@@ -296,7 +366,9 @@ impl Slot<'_> {
     /// The value as TOML writes it.
     pub(super) fn toml(&self) -> String {
         match self {
-            Self::Switch(_) | Self::Count(..) | Self::Capacity(..) => self.show(),
+            Self::Switch(_) | Self::Count(..) | Self::Capacity(..) | Self::Ratio(_) | Self::Ticks(Some(_), _) => {
+                self.show()
+            }
             _ => toml::Value::String(self.show()).to_string(),
         }
     }
@@ -306,7 +378,8 @@ impl Slot<'_> {
         match self {
             Self::Switch(switch) => (**switch).into(),
             Self::Count(count, _) => (**count).into(),
-            Self::Capacity(count, _) => (**count).into(),
+            Self::Capacity(count, _) | Self::Ticks(count @ Some(_), _) => (**count).into(),
+            Self::Ratio(ratio) => (**ratio).into(),
             _ => self.show().into(),
         }
     }

@@ -98,12 +98,18 @@ impl Effective {
             let (workloads, node) = (self.told("workload_socket"), self.told("socket"));
             return Err(Error::Conflict(format!("{workloads} must be another path than {node}")));
         }
-        let cost = &self.config.cost;
-        if cost.every.is_zero() || cost.window < cost.every {
-            return Ok(());
+        let Config { cost, csv, tick, .. } = &self.config;
+        if !cost.every.is_zero() && cost.window >= cost.every {
+            let (window, every) = (self.told("cost.window"), self.told("cost.every"));
+            let off = "every = \"0s\" switches measuring off";
+            return Err(Error::Conflict(format!("{window} must be shorter than {every}; {off}")));
         }
-        let (window, every) = (self.told("cost.window"), self.told("cost.every"));
-        Err(Error::Conflict(format!("{window} must be shorter than {every}; every = \"0s\" switches measuring off")))
+        // Each row would have a file of its own.
+        if !csv.max_age.is_zero() && csv.max_age <= *tick {
+            let (age, tick) = (self.told("csv.max_age"), self.told("tick"));
+            return Err(Error::Conflict(format!("{age} must be longer than {tick}; \"0s\" lets files be of any age")));
+        }
+        Ok(())
     }
 
     /// A setting with its value and origin, for a message.

@@ -93,6 +93,35 @@ fn bad_values_are_refused_with_what_is_allowed() {
         ("socket = true", "FILE:1: socket = \"true\" is refused: it takes a path"),
         ("socket = 07:32:00", "FILE:1: socket = \"07:32:00\" is refused: it takes a path"),
         (
+            "log_interval = -1",
+            "FILE:1: log_interval = \"-1\" is refused: it takes a number from 0 to 1000000, or \"auto\"",
+        ),
+        (
+            "log_interval = \"often\"",
+            "FILE:1: log_interval = \"often\" is refused: it takes a number from 0 to 1000000, or \"auto\"",
+        ),
+        (
+            "gpu_util_threshold = 50",
+            "FILE:1: gpu_util_threshold = \"50\" is refused: it takes a ratio from 0 to 1, such as 0.5",
+        ),
+        (
+            "memory_threshold = nan",
+            "FILE:1: memory_threshold = \"nan\" is refused: it takes a ratio from 0 to 1, such as 0.5",
+        ),
+        (
+            "io_wait_threshold = true",
+            "FILE:1: io_wait_threshold = \"true\" is refused: it takes a ratio from 0 to 1, such as 0.5",
+        ),
+        (
+            "gpu_temp_threshold = 80.5",
+            "FILE:1: gpu_temp_threshold = \"80.5\" is refused: it takes a number from 0 to 200",
+        ),
+        ("alert_memory_pressure = 1", "FILE:1: alert_memory_pressure = \"1\" is refused: it takes true or false"),
+        (
+            "csv.max_age = \"2y\"",
+            "FILE:1: csv.max_age = \"2y\" is refused: it takes a duration from 0s to 30days, such as \"500ms\"",
+        ),
+        (
             "kernel_log = \"loud\"",
             "FILE:1: kernel_log = \"loud\" is refused: it takes off, error, warn, info, debug or trace",
         ),
@@ -150,6 +179,41 @@ fn the_two_sockets_may_not_be_one() {
 }
 
 #[test]
+fn a_csv_file_must_have_room_for_more_than_a_row() {
+    let message = refusal("[csv]\nmax_age = \"2s\"", &[("MONITOR_TICK", "2s")], &[]);
+    assert_eq!(
+        message,
+        "csv.max_age = \"2s\" (FILE:2) must be longer than tick = \"2s\" (MONITOR_TICK); \"0s\" lets files be of any age"
+    );
+    assert_eq!(config("", &[], &["csv.max_age=1h"]).csv.max_age, Duration::from_secs(3600));
+    assert_eq!(config("", &[], &["csv.max_age=0s", "tick=1h"]).csv.max_age, Duration::ZERO);
+}
+
+#[test]
+fn the_training_documents_settings_have_its_names_and_defaults() {
+    let document = "log_interval = 10\ngpu_monitoring = true\ncpu_monitoring = true\nio_monitoring = true
+        alert_gpu_underutilization = true\nalert_memory_pressure = true\nalert_io_bottleneck = true
+        gpu_util_threshold = 0.5\nmemory_threshold = 0.9\nio_wait_threshold = 0.3
+        export_timeseries = true\ntimeseries_path = \"resource_logs\"";
+    let defaults = Config::default();
+    let told = config(document, &[], &[]);
+    assert_eq!(told.thresholds, defaults.thresholds);
+    assert_eq!((told.log_interval, told.export_timeseries), (Some(10), true));
+    assert_eq!(Config { log_interval: None, export_timeseries: false, ..told }, defaults);
+}
+
+#[test]
+fn ratios_and_ticks_are_read_from_every_layer() {
+    let file = "gpu_util_threshold = 1\nmemory_threshold = 0.07\nio_wait_threshold = \"0.25\"\nlog_interval = 0";
+    let Config { thresholds, log_interval, .. } = config(file, &[("MONITOR_GPU_TEMP_THRESHOLD", "90")], &[]);
+    assert_eq!((thresholds.gpu_util, thresholds.memory, thresholds.io_wait), (1.0, 0.07, 0.25));
+    assert_eq!((thresholds.gpu_temp, log_interval), (90, Some(0)));
+    assert_eq!(config(file, &[], &["log_interval=auto"]).log_interval, None);
+    let zero = config("memory_threshold = -0.0", &[], &[]).thresholds.memory;
+    assert!(zero == 0.0 && zero.is_sign_positive());
+}
+
+#[test]
 fn the_file_may_come_from_a_variable_and_the_projects_own_variables_pass() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     file.write_all(b"tick = \"3s\"").unwrap();
@@ -178,7 +242,16 @@ fn names_and_variables_are_unique() {
 
 #[test]
 fn what_is_shown_is_a_file_that_gives_the_same() {
-    let flags = ["socket_group=wheel", "block_io.rung=tp_btf", "exited.limit=7", "console=false", "tick=1500ms"];
+    let flags = [
+        "socket_group=wheel",
+        "block_io.rung=tp_btf",
+        "exited.limit=7",
+        "console=false",
+        "tick=1500ms",
+        "log_interval=3",
+        "memory_threshold=1",
+        "io_wait_threshold=0.07",
+    ];
     let (effective, _) = load("", &[("MONITOR_COST_EVERY", "2m")], &flags);
     let effective = effective.unwrap();
     let shown = effective.to_toml();
@@ -195,6 +268,7 @@ fn json_has_values_origins_and_variables() {
     assert_eq!(json["exited"]["limit"]["value"], 5);
     assert_eq!(json["exited"]["limit"]["origin"], "MONITOR_EXITED_LIMIT");
     assert_eq!(json["console"]["value"], true);
+    assert_eq!((&json["log_interval"]["value"], &json["memory_threshold"]["value"]), (&"auto".into(), &0.9.into()));
     assert_eq!(json["block_io"]["ring_bytes"]["value"], "64KiB");
     assert_eq!(json["block_io"]["slow"]["variable"], "MONITOR_BLOCK_IO_SLOW");
 }

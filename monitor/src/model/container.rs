@@ -149,23 +149,43 @@ const USER_MANAGER: &str = "user@";
 
 /// The systemd unit that the cgroup of this path belongs to: a user's, where it is one that a user's manager made.
 pub fn unit(path: &str) -> Option<&str> {
-    placed(path).0
+    placed(path).unit.map(|(name, _)| name)
 }
 
 /// The slice that unit is in, or the innermost slice where there is no unit.
 pub fn slice(path: &str) -> Option<&str> {
-    placed(path).1
+    placed(path).slice
+}
+
+/// The path of that unit's own cgroup: two users may have units of one name.
+pub(super) fn unit_path(path: &str) -> Option<&str> {
+    placed(path).unit.map(|(_, whole)| whole)
+}
+
+/// What systemd made of a path.
+#[derive(Clone, Copy, Debug, Default)]
+struct Placed<'a> {
+    /// The unit's name, and the path down to it.
+    unit: Option<(&'a str, &'a str)>,
+    slice: Option<&'a str>,
 }
 
 /// Unit and slice, as systemd finds them (src/basic/cgroup-util.c): the first unit below slices alone, and for a user's
 /// manager the first one below that and slices alone.
-fn placed(path: &str) -> (Option<&str>, Option<&str>) {
-    let (mut unit, mut slice) = (None, None);
-    for directory in path.split('/').filter(|directory| !directory.is_empty()).map(unescaped) {
+fn placed(path: &str) -> Placed<'_> {
+    let mut placed = Placed::default();
+    let mut end = 0;
+    for escaped in path.split('/') {
+        let whole = &path[..end + escaped.len()];
+        end = whole.len() + 1;
+        if escaped.is_empty() {
+            continue;
+        }
+        let directory = unescaped(escaped);
         if is_named(directory, ".slice") {
-            slice = Some(directory);
+            placed.slice = Some(directory);
         } else if UNITS.iter().any(|kind| is_named(directory, kind)) {
-            unit = Some(directory);
+            placed.unit = Some((directory, whole));
             if !directory.starts_with(USER_MANAGER) {
                 break;
             }
@@ -173,7 +193,7 @@ fn placed(path: &str) -> (Option<&str>, Option<&str>) {
             break;
         }
     }
-    (unit, slice)
+    placed
 }
 
 fn is_named(directory: &str, kind: &str) -> bool {
@@ -342,6 +362,9 @@ mod tests {
             let expected = (unit.map(path), slice.map(path));
             let told = (super::unit(&whole).map(str::to_owned), super::slice(&whole).map(str::to_owned));
             assert_eq!(told, expected, "{template}");
+            let whole_of_unit = unit_path(&whole).map(|path| path.rsplit('/').next().unwrap_or_default());
+            assert_eq!(whole_of_unit.map(unescaped), unit.map(path).as_deref(), "{template}");
+            assert!(unit_path(&whole).is_none_or(|unit| whole.starts_with(unit)), "{template}");
         }
     }
 

@@ -9,6 +9,7 @@ pub mod container;
 mod gpus;
 mod ledger;
 mod processes;
+pub mod resources;
 mod rule;
 pub mod snapshot;
 mod tell;
@@ -94,7 +95,8 @@ impl Counted for BlockDevice {
 }
 
 impl Model {
-    /// A model that knows nothing yet. `entry_points` are programs, scripts or modules whose processes form trees.
+    /// A model that knows nothing yet. `entry_points` are patterns for the command lines of those whose processes form
+    /// trees, or names in them.
     pub fn new(since: BootTime, retention: Retention, hierarchy: &'static str, entry_points: Vec<String>) -> Self {
         Self {
             since,

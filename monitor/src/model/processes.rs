@@ -6,13 +6,14 @@ use super::{
     cgroups::Cgroups,
     gpus::Shares,
     ledger::{Addition, Ledger},
-    rule,
+    rule::{self, Place},
     snapshot::{Process, ProcessState, Subject, Tree},
     usage::{ProcessUsage, TreeUsage},
 };
 use crate::{
+    constant::Name,
     decode,
-    ids::{CgroupId, ProcessId, ProcessKey, Tgid},
+    ids::{CgroupId, ProcessId, ProcessKey, TICK_NS, Tgid},
     mark::Mark,
     reading::{Candidate, ProcessReading},
     sample::{Counters, FoundProcess, Harvest},
@@ -21,7 +22,9 @@ use crate::{
 use monitor_common::{Owner, record::Command};
 use serde::{Deserialize, Serialize};
 use std::{
+    cmp,
     collections::{HashMap, HashSet, VecDeque},
+    mem,
     sync::Arc,
     time::Duration,
 };
@@ -41,8 +44,10 @@ pub(super) struct Processes {
     /// Chosen by the kernel to be killed.
     doomed: HashSet<ProcessKey>,
     folded_total: u64,
-    /// Programs, scripts or modules that make a tree, besides those known.
+    /// What makes a tree, besides the programs that are known.
     entry_points: Vec<String>,
+    /// Whether other trees may be the first of their container or unit than were when that was last worked out.
+    firsts_changed: bool,
 }
 
 impl Counted for Process {
@@ -143,33 +148,121 @@ impl Processes {
         self.enter_cgroup(owner, cgroups);
         let Some(process) = self.accounts.edit(id.key()) else { return };
         process.command = decode::command(command);
-        process.command_line = decode::command_line(arguments, cut);
-        let (command, command_line) = (process.command.clone(), process.command_line.clone());
-        let (tree, rule) = (process.tree.key(), rule::of(&command_line, &self.entry_points));
-        if let Some(tree) = self.trees.edit(id.key()) {
-            tree.command = command;
-            tree.command_line = command_line;
-            tree.rule = rule;
+        let command_line = decode::command_line(arguments, cut);
+        // /proc may have told more of it, where it was read before the record was.
+        let begin = command_line.trim_end_matches(['…', char::REPLACEMENT_CHARACTER]);
+        if !cut || !process.command_line.starts_with(begin) {
+            process.command_line = command_line;
         }
-        if tree != id.key() && rule.is_some() && self.rule_of(tree) != rule {
-            self.begin_tree(id.key());
+        self.apply_rules(id.key(), true);
+    }
+
+    /// A process has another command line now, by its own doing, or by /proc telling more of it.
+    fn retitle(&mut self, id: ProcessId, command_line: String) {
+        if self.find(id).is_none_or(|process| process.command_line == command_line) {
+            return;
+        }
+        if let Some(process) = self.accounts.edit(id.key()) {
+            process.command_line = command_line;
+        }
+        self.apply_rules(id.key(), false);
+    }
+
+    /// The command line of a process is new: its tree is named after it where it is the root, else it may begin one now. What is no
+    /// new program keeps the rule that it fitted before.
+    fn apply_rules(&mut self, key: ProcessKey, is_new_program: bool) {
+        let Some(process) = self.accounts.find(key) else { return };
+        let (tree, rule) = (process.tree.key(), rule::of(&process.command_line, &self.entry_points));
+        if let Some(root) = self.trees.edit(key) {
+            root.command.clone_from(&process.command);
+            root.command_line.clone_from(&process.command_line);
+            if is_new_program || rule.is_some() {
+                root.rule = rule;
+                self.firsts_changed = true;
+            }
+        }
+        if tree != key && rule.is_some() && self.rule_of(tree) != rule {
+            self.begin_tree(key);
         }
     }
 
-    fn rule_of(&self, tree: ProcessKey) -> Option<&'static str> {
+    fn rule_of(&self, tree: ProcessKey) -> Option<Name> {
         self.trees.find(tree).and_then(|tree| tree.rule)
     }
 
-    /// A process leaves its tree and becomes the root of one.
+    /// A process leaves its tree and becomes the root of one, and those that descend from it follow.
     fn begin_tree(&mut self, key: ProcessKey) {
         let Some(process) = self.accounts.edit(key) else { return };
-        let old_tree = process.tree.key();
-        process.tree = process.id;
-        let tree = new_tree(process, rule::of(&process.command_line, &self.entry_points));
+        let (root, old_tree) = (process.id, process.tree.key());
+        process.tree = root;
+        let mut tree = new_tree(process, rule::of(&process.command_line, &self.entry_points));
+        let followers = self.descendants(key, old_tree);
+        for follower in &followers {
+            if let Some(process) = self.accounts.edit(*follower) {
+                process.tree = root;
+            }
+        }
+        let followers = followers.len() as u32;
+        tree.running += followers;
         if let Some(old) = self.trees.edit(old_tree) {
-            old.running = old.running.saturating_sub(1);
+            old.running = old.running.saturating_sub(1 + followers);
         }
         self.trees.open(key, tree);
+        self.firsts_changed = true;
+    }
+
+    /// Those running in a tree that descend from a process, also by way of some that have gone.
+    fn descendants(&self, key: ProcessKey, tree: ProcessKey) -> Vec<ProcessKey> {
+        let others_run = self.trees.find(tree).is_some_and(|tree| tree.running > 1);
+        let Some(process) = self.accounts.find(key).filter(|_| others_run) else { return Vec::new() };
+        let mut children: HashMap<Tgid, Vec<&Process>> = HashMap::new();
+        for (_, member) in self.accounts.iter().filter(|(_, member)| member.tree.key() == tree) {
+            if let Some(parent) = member.parent {
+                children.entry(parent).or_default().push(member);
+            }
+        }
+        let (mut found, mut ahead, mut seen) = (Vec::new(), vec![&**process], HashSet::from([key]));
+        while let Some(parent) = ahead.pop() {
+            let all = children.get(&parent.id.tgid).into_iter().flatten();
+            for child in all.filter(|child| may_have_made(parent, child)) {
+                if seen.insert(child.id.key()) {
+                    ahead.push(child);
+                    found.extend((child.state == ProcessState::Running).then_some(child.id.key()));
+                }
+            }
+        }
+        found
+    }
+
+    /// Names the trees with which containers and units begin: of each the one whose root is the oldest, unless it has a program's
+    /// rule. A container's runtime goes through several processes before the first that stays, so this is told only once a tick.
+    fn name_firsts(&mut self) {
+        if !mem::take(&mut self.firsts_changed) {
+            return;
+        }
+        let mut firsts: HashMap<Place<'_>, ProcessKey> = HashMap::new();
+        let age = |key: ProcessKey| (key.start_tick, key.tgid);
+        for (key, tree) in self.trees.iter().filter(|(_, tree)| tree.running > 0) {
+            if let Some(place) = place_of(tree) {
+                let first = firsts.entry(place).or_insert(key);
+                *first = cmp::min_by_key(*first, key, |key| age(*key));
+            }
+        }
+        let changed: Vec<_> = self
+            .trees
+            .iter()
+            .filter(|(_, tree)| tree.running > 0 && !rule::is_of_program(tree.rule))
+            .map(|(key, tree)| {
+                let place = place_of(tree).filter(|place| firsts.get(place) == Some(&key));
+                (key, tree.rule, place.map(Place::rule))
+            })
+            .filter(|(_, before, now)| before != now)
+            .collect();
+        for (key, _, rule) in changed {
+            if let Some(tree) = self.trees.edit(key) {
+                tree.rule = rule;
+            }
+        }
     }
 
     /// Names a process that nothing else has named.
@@ -203,6 +296,7 @@ impl Processes {
             ProcessState::Exited { .. } => return,
         }
         let (tree, cgroup) = (process.tree.key(), process.cgroup);
+        self.firsts_changed = true;
         if self.running.get(&id.tgid) == Some(&key) {
             self.running.remove(&id.tgid);
         }
@@ -215,7 +309,8 @@ impl Processes {
         self.awaiting_harvest.push_back((time, key));
     }
 
-    /// A process may be in another cgroup now. If so, and unless it is the root of its tree, it begins one of its own.
+    /// A process may be in another cgroup now. If so, it begins a tree of its own, unless it is the root of its tree, or follows
+    /// that into the same cgroup.
     pub(super) fn enter_cgroup(&mut self, owner: &Owner, cgroups: &mut Cgroups) {
         let (key, cgroup) = (ProcessId::from(owner).key(), CgroupId(owner.cgroup));
         let (path, container) = (cgroups.path(cgroup), cgroups.container(cgroup));
@@ -230,6 +325,7 @@ impl Processes {
         process.cgroup_path.clone_from(&path);
         process.container.clone_from(&container);
         let old_tree = process.tree.key();
+        self.firsts_changed = true;
         if old_tree == key {
             if let Some(tree) = self.trees.edit(key) {
                 tree.cgroup = cgroup;
@@ -238,7 +334,9 @@ impl Processes {
             }
             return;
         }
-        self.begin_tree(key);
+        if self.trees.find(old_tree).is_none_or(|tree| tree.cgroup != cgroup) {
+            self.begin_tree(key);
+        }
     }
 
     /// Adds to a process and its tree.
@@ -260,8 +358,13 @@ impl Processes {
 
     /// What /proc told of a process.
     pub(super) fn read(&mut self, id: ProcessId, reading: &ProcessReading, time: BootTime) {
+        let mut reading = reading.clone();
+        let command_line = reading.command_line.take();
         if let Some(process) = self.accounts.edit(id.key()) {
-            process.usage = Some(Arc::new(ProcessUsage::new(reading.clone(), time, process.usage.as_deref())));
+            process.usage = Some(Arc::new(ProcessUsage::new(reading, time, process.usage.as_deref())));
+        }
+        if let Some(command_line) = command_line {
+            self.retitle(id, command_line);
         }
     }
 
@@ -379,6 +482,7 @@ impl Processes {
             if let Some(tree) = self.trees.edit(key) {
                 tree.cgroup_path = Some(path);
                 tree.container = container;
+                self.firsts_changed = true;
             }
         }
     }
@@ -387,6 +491,7 @@ impl Processes {
     pub(super) fn settle(&mut self, seconds: f64, now: BootTime, retention: Retention) {
         self.accounts.settle(seconds);
         self.trees.settle(seconds);
+        self.name_firsts();
         let unharvested = self.awaiting_harvest.len();
         while let Some(&(time, key)) = self.exited.front()
             && self.exited.len() > unharvested
@@ -421,6 +526,7 @@ impl Processes {
     /// A process is there: finds its tree, or makes it the root of one.
     fn begin(&mut self, mut process: Process, parent: Option<ProcessKey>, cgroups: &mut Cgroups) {
         let key = process.id.key();
+        self.firsts_changed = true;
         cgroups.count_running(process.cgroup, 1);
         let rule = rule::of(&process.command_line, &self.entry_points);
         let fits = |tree: ProcessId| rule.is_none() || self.rule_of(tree.key()) == rule;
@@ -445,7 +551,20 @@ fn joins(process: &Process, parent: &Process) -> bool {
     parent.id.tgid > Tgid(2) && parent.cgroup == process.cgroup
 }
 
-fn new_tree(root: &Process, rule: Option<&'static str>) -> Tree {
+/// Whether one process may be what the other tells as its parent: it was there when that began. Pids are used again.
+fn may_have_made(parent: &Process, child: &Process) -> bool {
+    let was_there = match parent.state {
+        ProcessState::Running => true,
+        ProcessState::Exited { time, .. } => child.id.key().start_tick <= time.0 / TICK_NS,
+    };
+    was_there && parent.id.key().start_tick <= child.id.key().start_tick
+}
+
+fn place_of(tree: &Tree) -> Option<Place<'_>> {
+    Place::of(tree.container.as_deref(), tree.cgroup_path.as_deref())
+}
+
+fn new_tree(root: &Process, rule: Option<Name>) -> Tree {
     Tree {
         root: root.id,
         command: root.command.clone(),

@@ -1,5 +1,9 @@
 //! Which program makes its processes one tree: servers and trainers with workers, by their command lines. The topmost process
-//! that a rule fits is the root, whatever started it: a shell, a supervisor, another server.
+//! that a rule fits is the root, whatever started it: a shell, a supervisor, another server. Roots that no program makes have a
+//! rule where a container or a systemd unit begins with them.
+
+use super::container::{self, Container};
+use crate::constant::Name;
 
 /// Servers and trainers that are known by the name of their program, script or module.
 const PROGRAMS: &[(&str, &[&str])] = &[
@@ -12,21 +16,97 @@ const PROGRAMS: &[(&str, &[&str])] = &[
 ];
 /// The rule of an entry point that the configuration names.
 const ENTRY_POINT: &str = "entry_point";
+/// The rule of a container's first process.
+const CONTAINER: &str = "container";
+/// The rule of a systemd unit's main process.
+const UNIT: &str = "unit";
 
-/// The rule that a process fits, if any. `command_line` has its arguments joined by spaces; servers may have rewritten it, as in
-/// `nginx: master process …`.
-pub(super) fn of(command_line: &str, entry_points: &[String]) -> Option<&'static str> {
-    let names = |entry: &String| command_line.split(' ').any(|argument| fits_entry(argument, entry));
-    if entry_points.iter().any(names) {
+/// The rule that a process fits by what it runs, if any. `command_line` has its arguments joined by spaces; servers may have
+/// rewritten it, as in `nginx: master process …`.
+pub(super) fn of(command_line: &str, entry_points: &[String]) -> Option<Name> {
+    // Kernel threads have none.
+    if command_line.is_empty() {
+        return None;
+    }
+    if entry_points.iter().any(|entry| fits_entry(command_line, entry)) {
         return Some(ENTRY_POINT);
     }
     let program = program(command_line)?;
     PROGRAMS.iter().find(|(_, programs)| programs.contains(&program)).map(|(rule, _)| *rule)
 }
 
-/// An entry point is a module or part of a path, as in `python -m package.entry_point`, or the last of one.
-fn fits_entry(argument: &str, entry: &str) -> bool {
-    argument == entry || base_name(argument) == entry || entry.contains(['.', '/']) && argument.contains(entry)
+/// Something that begins with a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Place<'a> {
+    /// A container, by its id.
+    Container(&'a str),
+    /// A systemd unit, by the path of its cgroup.
+    Unit(&'a str),
+}
+
+impl<'a> Place<'a> {
+    /// The innermost place that a cgroup belongs to.
+    pub(super) fn of(container: Option<&'a Container>, cgroup_path: Option<&'a str>) -> Option<Self> {
+        match container {
+            Some(container) => Some(Self::Container(&container.id)),
+            None => container::unit_path(cgroup_path?).map(Self::Unit),
+        }
+    }
+
+    /// The rule of the tree that it begins with.
+    pub(super) const fn rule(self) -> Name {
+        match self {
+            Self::Container(_) => CONTAINER,
+            Self::Unit(_) => UNIT,
+        }
+    }
+}
+
+/// Whether a rule comes from what a process runs, rather than from a place that begins with it.
+pub(super) fn is_of_program(rule: Option<Name>) -> bool {
+    rule.is_some_and(|rule| rule != CONTAINER && rule != UNIT)
+}
+
+/// An entry point with `*` or `?` is a pattern for the whole command line. One without is searched for in it: as part of a module's
+/// name or a path, as in `python -m package.entry_point`, or as whole words, of which the first may end a path.
+fn fits_entry(command_line: &str, entry: &str) -> bool {
+    if entry.contains(['*', '?']) {
+        return fits_pattern(command_line, entry);
+    }
+    let (is_part, length) = (entry.contains(['.', '/']), entry.len());
+    command_line.match_indices(entry).any(|(at, _)| {
+        let begins = command_line[..at].is_empty() || command_line[..at].ends_with([' ', '/']);
+        let ends = command_line[at + length..].is_empty() || command_line[at + length..].starts_with(' ');
+        is_part || begins && ends
+    })
+}
+
+/// Whether all of a text fits a pattern, in which `*` is any text and `?` any letter.
+fn fits_pattern(mut text: &str, mut pattern: &str) -> bool {
+    // What was left of both behind the last star: should the rest not fit, the star takes one letter more.
+    let mut star = None;
+    loop {
+        let (mut letters, mut marks) = (text.chars(), pattern.chars());
+        match (marks.next(), letters.next()) {
+            (Some('*'), _) => {
+                pattern = marks.as_str();
+                star = Some((text, pattern));
+            }
+            (Some(mark), Some(letter)) if mark == '?' || mark == letter => {
+                (text, pattern) = (letters.as_str(), marks.as_str());
+            }
+            (None, None) => return true,
+            _ => {
+                let Some((rest, behind)) = star else { return false };
+                let mut letters = rest.chars();
+                if letters.next().is_none() {
+                    return false;
+                }
+                (text, pattern) = (letters.as_str(), behind);
+                star = Some((text, pattern));
+            }
+        }
+    }
 }
 
 /// What runs: the program, or what an interpreter was given to run.
@@ -79,10 +159,57 @@ mod tests {
 
     #[test]
     fn entry_points_are_those_configured() {
-        let entries = ["package.server.entry_point".to_owned(), "serve".to_owned()];
-        let is_entry = |command_line| of(command_line, &entries) == Some(ENTRY_POINT);
-        assert!(is_entry("python3 -m package.server.entry_point --port 1"));
-        assert!(is_entry("python3 /opt/bin/serve --port 1"));
-        assert!(!is_entry("python3 /opt/bin/preserve serve.py"));
+        for (entry, command_line, fits) in [
+            ("package.server.entry_point", "python3 -m package.server.entry_point --port 1", true),
+            ("server.entry", "python3 -m package.server.entry_point --port 1", true),
+            ("apps/train", "python3 /opt/apps/train.py", true),
+            ("serve", "python3 /opt/bin/serve --port 1", true),
+            ("serve", "serve", true),
+            ("serve", "python3 /opt/bin/preserve serve.py", false),
+            ("serve --port", "python3 /opt/bin/serve --port 1", true),
+            ("serve --po", "python3 /opt/bin/serve --port 1", false),
+            ("*train.py*", "python3 /opt/train.py --epochs 3", true),
+            ("*train.py", "python3 /opt/train.py --epochs 3", false),
+            ("train.py*", "python3 /opt/train.py --epochs 3", false),
+            ("python? *--epochs ?", "python3 /opt/train.py --epochs 3", true),
+            ("python? *--epochs ?", "python3 /opt/train.py --epochs 30", false),
+            ("*a*b*c", "xaxbxbxc", true),
+            ("*a*b*c", "xaxcxcxb", false),
+            ("*", "anything", true),
+            ("*", "", false),
+            ("?", "é", true),
+            ("java * -jar *-server-*.jar", "java -Xmx1g -jar /srv/x-server-1.2.jar", true),
+        ] {
+            let told = of(command_line, &[entry.to_owned()]);
+            assert_eq!(told, fits.then_some(ENTRY_POINT), "{entry} in {command_line}");
+        }
+        // What is configured goes before what is known.
+        assert_eq!(of("gunicorn app:app", &["gunicorn*".to_owned()]), Some(ENTRY_POINT));
+    }
+
+    #[test]
+    fn places_are_containers_and_units() {
+        let container = Container { id: "c1".into(), ..Container::default() };
+        let place = |container, path| Place::of(container, path);
+        let path = "/system.slice/docker-c1.scope";
+        assert_eq!(place(Some(&container), Some(path)), Some(Place::Container("c1")));
+        assert_eq!(place(None, Some("/system.slice/x.service/inner")), Some(Place::Unit("/system.slice/x.service")));
+        assert_eq!((place(None, Some("/user.slice")), place(None, None)), (None, None));
+        assert_eq!((Place::Container("c1").rule(), Place::Unit("/x").rule()), ("container", "unit"));
+        assert!(is_of_program(Some("nginx")) && !is_of_program(Some(CONTAINER)) && !is_of_program(None));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn a_text_fits_patterns_made_of_it(text: String, cut in 0usize..20) {
+            let plain = text.replace(['*', '?'], "");
+            let cut = plain.char_indices().nth(cut).map_or(plain.len(), |(at, _)| at);
+            let (begin, end) = plain.split_at(cut);
+            let letters = "?".repeat(plain.chars().count());
+            for pattern in [format!("{begin}*{end}"), format!("*{end}"), format!("{begin}*"), letters.clone()] {
+                proptest::prop_assert!(fits_pattern(&plain, &pattern), "{}", pattern);
+            }
+            proptest::prop_assert!(!fits_pattern(&plain, &(letters + "?")));
+        }
     }
 }

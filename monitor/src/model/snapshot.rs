@@ -103,7 +103,8 @@ pub struct Process {
     pub parent: Option<Tgid>,
     /// Its name, as the kernel keeps it.
     pub command: String,
-    /// Its arguments, joined by spaces; empty for kernel threads. At most 256 bytes of arguments are kept.
+    /// Its arguments, joined by spaces, or what it has written over them; empty for kernel threads. At most 1 KiB is kept, and of
+    /// one that has just begun 256 bytes.
     pub command_line: String,
     /// The cgroup it is in, or was in at its end.
     pub cgroup: CgroupId,
@@ -146,8 +147,8 @@ pub struct Tree {
     pub command: String,
     /// The root's arguments.
     pub command_line: String,
-    /// The rule that made it a root: the name of a known server or trainer, or `entry_point`; none where it is one because
-    /// its container, service or session begins with it.
+    /// The rule that made it a root: the name of a known server or trainer, `entry_point`, `container` for the first process of
+    /// one, or `unit` for that of a systemd unit, a session's too; none where there is no reason but its parent's cgroup or end.
     #[serde(default, deserialize_with = "constant::optional")]
     pub rule: Option<Name>,
     /// The root's cgroup.

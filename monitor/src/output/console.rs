@@ -1,9 +1,11 @@
-//! The block of `monitor run`: which trees and cgroups fault, map memory and wait for disk right now.
+//! What `monitor run` writes to standard output: the live table, or a block of resources every so many ticks.
 //!
-//! On a terminal it is drawn over itself; anywhere else block follows block, so that a log keeps all of them.
+//! The table tells which trees and cgroups fault, map memory and wait for disk right now. On a terminal it is drawn over itself;
+//! anywhere else table follows table, so that a log keeps all of them. `super::resources` has the block.
 
-use super::text::fit;
+use super::{resources, text::fit};
 use crate::{
+    config::{Config, Thresholds},
     coverage::{SourceCoverage, State},
     model::{
         snapshot::{Cgroup, Snapshot, Subject},
@@ -16,21 +18,42 @@ use std::{
     borrow::Cow,
     io::{self, IsTerminal as _, Write as _},
     path::Path,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 /// Width where there is no terminal.
 const PLAIN_WIDTH: usize = 120;
 /// Rows of each table where there is room.
 const ROWS: usize = 5;
-/// Tables of a block.
+/// Tables of which it consists.
 const TABLES: usize = 4;
-/// Lines of a block that are no table's rows: one at the head, a gap and a title for each table, a gap and two at the foot.
+/// Lines of the live table that are no table's rows: one at the head, a gap and a title for each table, a gap and two at the foot.
 const OTHER_LINES: usize = 1 + 2 * TABLES + 3;
+
+/// Ticks from one block to the next where nothing else is set: what the training document logs batches by.
+const LOG_INTERVAL: u32 = 10;
+
+/// What is shown, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// The live table, this often.
+    Table(Duration),
+    /// A block of resources and alerts every so many ticks.
+    Blocks(Ticks),
+}
+
+/// Every so many ticks, by their numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticks {
+    every: u32,
+    next: u64,
+}
 
 /// Shows snapshots on standard output.
 #[derive(Debug)]
 pub struct Console {
+    form: Form,
+    thresholds: Thresholds,
     terminal: bool,
     colour: bool,
     hint: String,
@@ -38,10 +61,22 @@ pub struct Console {
 }
 
 impl Console {
-    /// A console of an agent that answers at this socket.
-    pub fn new(socket: &Path) -> Self {
+    /// The console of an agent.
+    pub fn new(config: &Config) -> Self {
         let terminal = io::stdout().is_terminal();
-        Self { terminal, colour: terminal && super::wants_colour(), hint: hint(socket), drawn: false }
+        Self {
+            form: Form::of(config.log_interval, config.console_interval, terminal),
+            thresholds: config.thresholds,
+            terminal,
+            colour: terminal && super::wants_colour(),
+            hint: hint(&config.socket),
+            drawn: false,
+        }
+    }
+
+    /// What it shows, and when.
+    pub const fn form(&self) -> Form {
+        self.form
     }
 
     /// Says where the socket is and how to ask it. An error says that nobody reads.
@@ -55,13 +90,17 @@ impl Console {
     pub fn show(&mut self, snapshot: &Snapshot) -> io::Result<()> {
         let size = if self.terminal { terminal_size::terminal_size() } else { None };
         let (width, height) = size.map_or((PLAIN_WIDTH, None), |(w, h)| (usize::from(w.0), Some(usize::from(h.0))));
-        let frame = if self.terminal { self.redrawn(snapshot, width, height) } else { appended(snapshot, width) };
+        let frame = match self.form {
+            Form::Blocks(_) => format!("\n{}", resources::render(snapshot, &self.thresholds)),
+            Form::Table(_) if self.terminal => self.redrawn(snapshot, width, height),
+            Form::Table(_) => appended(snapshot, width),
+        };
         let mut out = io::stdout().lock();
         out.write_all(frame.as_bytes())?;
         out.flush()
     }
 
-    /// What draws a block over the one before.
+    /// What draws the table over the one before.
     fn redrawn(&mut self, snapshot: &Snapshot, width: usize, height: Option<usize>) -> String {
         let mut lines = block(snapshot, width, height.map(|height| height.saturating_sub(1)), ROWS);
         lines.push(Line::plain(fit(&self.hint, width)));
@@ -80,12 +119,40 @@ impl Console {
     }
 }
 
-/// The block as plain text: at most `width` columns and `height` lines, with the `top` rows of each table.
+impl Form {
+    fn of(log_interval: Option<u32>, console_interval: Duration, terminal: bool) -> Self {
+        match log_interval {
+            Some(0) => Self::Table(console_interval),
+            None if terminal => Self::Table(console_interval),
+            every => Self::Blocks(Ticks::new(every.unwrap_or(LOG_INTERVAL))),
+        }
+    }
+}
+
+impl Ticks {
+    /// The first is tick number `every`: number 0 has no rates. Zero is as one.
+    const fn new(every: u32) -> Self {
+        let every = if every == 0 { 1 } else { every };
+        Self { every, next: every as u64 }
+    }
+
+    /// Whether the tick of this number is due. Where numbers were missed it is the first one after them, and the next is due as if
+    /// none had been.
+    pub fn is_due(&mut self, number: u64) -> bool {
+        let (every, due) = (u64::from(self.every), number >= self.next);
+        if due {
+            self.next = number - number % every + every;
+        }
+        due
+    }
+}
+
+/// The live table as plain text: at most `width` columns and `height` lines, with the `top` rows of each table.
 pub fn render(snapshot: &Snapshot, width: usize, height: Option<usize>, top: usize) -> String {
     block(snapshot, width, height, top).into_iter().map(|line| line.text + "\n").collect()
 }
 
-/// What appends a block to a log.
+/// What appends the table to a log.
 fn appended(snapshot: &Snapshot, width: usize) -> String {
     let time = humantime::format_rfc3339_seconds(SystemTime::now());
     format!("\n{time}\n{}", render(snapshot, width, None, ROWS))
@@ -96,7 +163,7 @@ fn hint(socket: &Path) -> String {
     format!("curl --unix-socket {} http://localhost/v1/trees", socket.display())
 }
 
-/// A line of the block.
+/// A line of the table.
 struct Line {
     title: bool,
     text: String,
@@ -371,7 +438,14 @@ agent    0.50 % of one CPU, 6.0 MiB resident, 4.0 MiB of maps
 
     #[test]
     fn a_terminal_is_drawn_over_and_never_scrolled() {
-        let mut console = Console { terminal: true, colour: true, hint: hint(Path::new("/run/m.sock")), drawn: false };
+        let mut console = Console {
+            form: Form::Table(Duration::from_secs(2)),
+            thresholds: Config::default().thresholds,
+            terminal: true,
+            colour: true,
+            hint: hint(Path::new("/run/m.sock")),
+            drawn: false,
+        };
         let first = console.redrawn(&fixtures::snapshot(), 100, Some(24));
         assert!(first.starts_with(&"\n".repeat(24)) && first.contains("\x1b[1mmonitor"), "{first:?}");
         let second = console.redrawn(&fixtures::snapshot(), 100, Some(24));
@@ -380,9 +454,31 @@ agent    0.50 % of one CPU, 6.0 MiB resident, 4.0 MiB of maps
     }
 
     #[test]
-    fn elsewhere_a_block_begins_with_the_time() {
+    fn elsewhere_a_table_begins_with_the_time() {
         let text = appended(&fixtures::snapshot(), 100);
         assert!(text.lines().nth(1).unwrap().ends_with('Z'), "{text}");
+    }
+
+    #[test]
+    fn a_terminal_has_the_table_and_a_log_has_blocks_unless_one_is_asked_for() {
+        let interval = Duration::from_secs(2);
+        let form = |log_interval, terminal| Form::of(log_interval, interval, terminal);
+        let table = Form::Table(interval);
+        let blocks = |every| Form::Blocks(Ticks { every, next: every.into() });
+        assert_eq!((form(None, true), form(None, false)), (table, blocks(10)));
+        assert_eq!((form(Some(0), true), form(Some(0), false)), (table, table));
+        assert_eq!((form(Some(3), true), form(Some(3), false)), (blocks(3), blocks(3)));
+    }
+
+    #[test]
+    fn every_so_many_ticks_one_is_due_also_where_some_are_missed() {
+        let due = |every, numbers: &[u64]| {
+            let mut ticks = Ticks::new(every);
+            numbers.iter().copied().filter(|number| ticks.is_due(*number)).collect::<Vec<_>>()
+        };
+        assert_eq!(due(3, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), [3, 6, 9]);
+        assert_eq!(due(3, &[0, 2, 4, 5, 6, 8, 20, 21]), [4, 6, 20, 21]);
+        assert_eq!(due(1, &[0, 1, 2]), [1, 2]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod json;
+mod resources;
 mod text;
 pub mod timeseries;
 

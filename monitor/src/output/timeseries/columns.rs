@@ -6,14 +6,15 @@
 use crate::{
     gpu::Gpu,
     model::{
-        snapshot::{Snapshot, Tree},
-        totals::Rates,
-        usage::{CpuShares, DiskRates},
+        resources::{
+            busiest_tree, counted, cpu, disks, full, io_wait_ratio, load, memory, memory_ratio, memory_total, some,
+        },
+        snapshot::Snapshot,
+        usage::CpuShares,
     },
-    reading::{HostMemory, HostReading, Pressure},
     source::Source,
 };
-use std::{borrow::Cow, collections::BTreeSet, io, sync::Arc};
+use std::{borrow::Cow, collections::BTreeSet, io, str, time::SystemTime};
 
 const MB: f64 = (1 << 20) as f64;
 
@@ -27,12 +28,14 @@ pub(super) struct Columns {
 /// The GPU whose columns are there also where there is no GPU.
 const FIRST_GPU: u32 = 0;
 
+type OfTime = (&'static str, fn(&Snapshot, SystemTime) -> String);
 type OfSnapshot = (&'static str, fn(&Snapshot) -> String);
 type OfGpu = (&'static str, fn(&Gpu) -> String);
 
-const BEGIN: &[OfSnapshot] = &[
-    ("step", |s| s.step().to_string()),
-    ("timestamp", |s| humantime::format_rfc3339_millis(s.time.wall()).to_string()),
+/// What every row begins with; [`time_of`] reads it back.
+const BEGIN: &[OfTime] = &[
+    ("step", |s, _| s.step().to_string()),
+    ("timestamp", |_, time| humantime::format_rfc3339_millis(time).to_string()),
 ];
 
 /// What of the first GPU stands before the host's columns.
@@ -41,10 +44,10 @@ const GPU_BEGIN: &[OfGpu] =
 
 const HOST: &[OfSnapshot] = &[
     ("cpu_percent", |s| percent(cpu(s, CpuShares::busy))),
-    ("memory_percent", |s| percent(memory(s, |m| m.used_bytes()).zip(memory_total(s)).map(|(used, all)| used / all))),
+    ("memory_percent", |s| percent(memory_ratio(s))),
     ("io_read_rate_mbps", |s| megabytes(disks(s, |disk| disk.read_bytes))),
     ("io_write_rate_mbps", |s| megabytes(disks(s, |disk| disk.write_bytes))),
-    ("io_wait_pct", |s| percent(cpu(s, |shares| shares.iowait))),
+    ("io_wait_pct", |s| percent(io_wait_ratio(s))),
     ("cpu_user_percent", |s| percent(cpu(s, |shares| shares.user))),
     ("cpu_system_percent", |s| percent(cpu(s, |shares| shares.system))),
     ("load_1m", |s| number(load(s, 0))),
@@ -60,10 +63,12 @@ const HOST: &[OfSnapshot] = &[
     ("psi_io_full_pct", |s| percent(full(s, |host| host.pressure.io))),
     ("page_faults_per_second", |s| number(counted(s, Source::PageFault, |rates| rates.page_faults))),
     ("memory_mapped_rate_mbps", |s| megabytes(counted(s, Source::AddressSpace, |rates| rates.mapped_bytes))),
-    ("busiest_tree", |s| busiest_tree(s).map(|tree| text(&tree.command)).unwrap_or_default()),
-    ("busiest_tree_pid", |s| busiest_tree(s).map(|tree| tree.root.tgid.0.to_string()).unwrap_or_default()),
-    ("busiest_tree_cpu_percent", |s| percent(busiest_tree(s).and_then(|tree| Some(tree.usage?.cpu_per_second)))),
-    ("busiest_tree_memory_mb", |s| megabytes(busiest_tree(s).and_then(|tree| Some(tree.usage?.resident_bytes as f64)))),
+    ("busiest_tree", |s| busiest_tree(s).map(|(tree, _)| text(&tree.command)).unwrap_or_default()),
+    ("busiest_tree_pid", |s| busiest_tree(s).map(|(tree, _)| tree.root.tgid.0.to_string()).unwrap_or_default()),
+    ("busiest_tree_cpu_percent", |s| percent(busiest_tree(s).map(|(_, cpu)| cpu))),
+    ("busiest_tree_memory_mb", |s| {
+        megabytes(busiest_tree(s).and_then(|(tree, _)| Some(tree.usage?.resident_bytes as f64)))
+    }),
     ("epoch", |s| s.mark.as_ref().and_then(|mark| mark.epoch).map(|epoch| epoch.to_string()).unwrap_or_default()),
     ("labels", |s| labels(s).map(|labels| text(&labels)).unwrap_or_default()),
 ];
@@ -92,31 +97,38 @@ impl Columns {
         let of_gpu = |index: u32, columns: &[OfGpu]| {
             columns.iter().map(|(name, _)| Cow::Owned(format!("gpu_{index}_{name}"))).collect::<Vec<_>>()
         };
-        self.line(plain, of_gpu)
+        self.line(BEGIN.iter().map(|(name, _)| Cow::Borrowed(*name)).collect(), plain, of_gpu)
     }
 
-    /// The line of a snapshot.
-    pub(super) fn row(&self, snapshot: &Snapshot) -> io::Result<Vec<u8>> {
+    /// The line of a snapshot that was taken at `time`.
+    pub(super) fn row(&self, snapshot: &Snapshot, time: SystemTime) -> io::Result<Vec<u8>> {
         let plain = |columns: &[OfSnapshot]| columns.iter().map(|(_, cell)| cell(snapshot).into()).collect::<Vec<_>>();
         let of_gpu = |index: u32, columns: &[OfGpu]| {
             let gpu = snapshot.gpus.iter().find(|gpu| gpu.index == index);
             columns.iter().map(|(_, cell)| gpu.map(|gpu| cell(gpu)).unwrap_or_default().into()).collect::<Vec<_>>()
         };
-        self.line(plain, of_gpu)
+        self.line(BEGIN.iter().map(|(_, cell)| cell(snapshot, time).into()).collect(), plain, of_gpu)
     }
 
     /// One line, its cells in the order of the columns.
     fn line<'a>(
         &self,
+        begin: Vec<Cow<'a, str>>,
         plain: impl Fn(&[OfSnapshot]) -> Vec<Cow<'a, str>>,
         of_gpu: impl Fn(u32, &[OfGpu]) -> Vec<Cow<'a, str>>,
     ) -> io::Result<Vec<u8>> {
-        let first = [plain(BEGIN), of_gpu(FIRST_GPU, GPU_BEGIN), plain(HOST), of_gpu(FIRST_GPU, GPU_END)];
+        let first = [begin, of_gpu(FIRST_GPU, GPU_BEGIN), plain(HOST), of_gpu(FIRST_GPU, GPU_END)];
         let more = self.more_gpus.iter().flat_map(|index| [of_gpu(*index, GPU_BEGIN), of_gpu(*index, GPU_END)]);
         let mut writer = csv::Writer::from_writer(Vec::new());
         writer.write_record(first.into_iter().chain(more).flatten().map(|cell| cell.into_owned()))?;
         writer.into_inner().map_err(csv::IntoInnerError::into_error)
     }
+}
+
+/// When a row was written, from its beginning; none where it is no row.
+pub(super) fn time_of(row: &[u8]) -> Option<SystemTime> {
+    let cell = row.split(|byte| *byte == b',').nth(1)?;
+    humantime::parse_rfc3339(str::from_utf8(cell).ok()?).ok()
 }
 
 /// A number to three decimals; nothing for what is not known.
@@ -140,58 +152,7 @@ fn text(text: &str) -> String {
     if line.trim_start().starts_with(['=', '+', '-', '@']) { format!("'{line}") } else { line }
 }
 
-fn host(snapshot: &Snapshot) -> Option<&HostReading> {
-    snapshot.host_usage.as_ref().map(|usage| &usage.reading)
-}
-
-fn cpu(snapshot: &Snapshot, share: impl Fn(&CpuShares) -> f64) -> Option<f64> {
-    snapshot.host_usage.as_ref()?.cpu.as_ref().map(share)
-}
-
-fn memory(snapshot: &Snapshot, bytes: impl Fn(&HostMemory) -> u64) -> Option<f64> {
-    host(snapshot)?.memory.as_ref().map(|memory| bytes(memory) as f64)
-}
-
-fn memory_total(snapshot: &Snapshot) -> Option<f64> {
-    memory(snapshot, |memory| memory.total_bytes).filter(|total| *total > 0.0)
-}
-
-fn load(snapshot: &Snapshot, place: usize) -> Option<f64> {
-    host(snapshot)?.load.map(|load| load[place])
-}
-
-/// Of the last 10 s, at least one task waited.
-fn some(snapshot: &Snapshot, of: impl Fn(&HostReading) -> Option<Pressure>) -> Option<f64> {
-    of(host(snapshot)?).map(|pressure| pressure.some.avg10_ratio)
-}
-
-/// Of the last 10 s, all tasks waited.
-fn full(snapshot: &Snapshot, of: impl Fn(&HostReading) -> Option<Pressure>) -> Option<f64> {
-    of(host(snapshot)?).and_then(|pressure| Some(pressure.full?.avg10_ratio))
-}
-
-/// The sum over disks that are no other disk's: what goes through a volume or a loop device is in the disk below it, too.
-fn disks(snapshot: &Snapshot, rate: impl Fn(&DiskRates) -> f64) -> Option<f64> {
-    const STACKED: [&str; 6] = ["dm-", "md", "loop", "ram", "zram", "drbd"];
-    let usage = snapshot.host_usage.as_ref()?;
-    let own = |name: &str| !STACKED.iter().any(|stacked| name.starts_with(stacked));
-    let disks = usage.reading.disks.iter().zip(&usage.disks).filter(|(disk, _)| own(&disk.name));
-    disks.filter_map(|(_, rates)| rates.as_ref().map(&rate)).reduce(|sum, rate| sum + rate)
-}
-
-/// A rate of a source that counts, over a tick that was.
-fn counted(snapshot: &Snapshot, source: Source, rate: impl Fn(&Rates) -> f64) -> Option<f64> {
-    (snapshot.coverage.is_live(source) && !snapshot.tick.is_zero()).then(|| rate(&snapshot.host.rates))
-}
-
 /// The labels of the last mark, as a JSON object.
 fn labels(snapshot: &Snapshot) -> Option<String> {
     serde_json::to_string(snapshot.mark.as_ref()?.labels.as_ref()?).ok()
-}
-
-/// The tree that uses most CPU.
-pub(super) fn busiest_tree(snapshot: &Snapshot) -> Option<&Arc<Tree>> {
-    let cpu = |tree: &Tree| tree.usage.map(|usage| usage.cpu_per_second).filter(|cpu| *cpu > 0.0);
-    let busy = snapshot.trees.iter().filter_map(|tree| Some((cpu(tree)?, tree)));
-    busy.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, tree)| tree)
 }

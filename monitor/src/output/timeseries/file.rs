@@ -4,12 +4,15 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 /// How much of a file's end is looked through at a time for the end of its last whole line.
 const BLOCK: u64 = 64 << 10;
+
+/// How much of its first row is looked at: step and time are at most 45 bytes.
+const ROW_BEGIN: usize = 64;
 
 /// An open file of rows.
 #[derive(Debug)]
@@ -47,6 +50,14 @@ impl RowFile {
         let is_empty = metadata.len() <= self.header.len() as u64;
         let fits = is_empty || metadata.len() + row_bytes as u64 <= max_bytes;
         Ok(self.header == header && fits)
+    }
+
+    /// The beginning of its first row, up to [`ROW_BEGIN`] bytes; empty where it has none.
+    pub(super) fn first_row(&self) -> io::Result<Vec<u8>> {
+        let mut begin = vec![0; ROW_BEGIN];
+        let length = self.file.read_at(&mut begin, self.header.len() as u64)?;
+        begin.truncate(length);
+        Ok(begin)
     }
 
     /// Whether somebody deleted it: what is written to it is lost.

@@ -6,7 +6,7 @@
 mod columns;
 mod file;
 
-use crate::model::snapshot::Snapshot;
+use crate::{config::Csv, model::snapshot::Snapshot};
 use columns::Columns;
 use file::RowFile;
 use std::{
@@ -17,7 +17,7 @@ use std::{
         mpsc::{self, Receiver, RecvTimeoutError, SyncSender},
     },
     thread,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 /// Rows that may wait for the disk. What finds no room is left out.
@@ -38,17 +38,17 @@ pub struct TimeSeries {
 }
 
 impl TimeSeries {
-    /// Opens the first file and starts the thread that writes. A file reaches at most `max_bytes` before the next begins.
+    /// Opens the first file and starts the thread that writes. `limits` say when a file makes room for the next.
     ///
     /// # Errors
     /// The directory or the file cannot be written.
-    pub fn start(directory: &Path, max_bytes: u64) -> io::Result<Self> {
-        let mut writer = Writer::new(directory.to_owned(), max_bytes);
+    pub fn start(directory: &Path, limits: Csv) -> io::Result<Self> {
+        let mut writer = Writer::new(directory.to_owned(), limits);
         writer.file = Some(RowFile::open(directory, NO_EPOCH, writer.columns.header()?)?);
         let (rows, queue) = mpsc::sync_channel::<Arc<Snapshot>>(QUEUE);
         let (ends, ended) = mpsc::channel::<()>();
         thread::Builder::new().name("csv".to_owned()).spawn(move || {
-            queue.iter().for_each(|snapshot| writer.take(&snapshot));
+            queue.iter().for_each(|snapshot| writer.take(&snapshot, snapshot.time.wall()));
             drop(ends);
         })?;
         Ok(Self { rows, ended, directory: directory.to_owned(), left_out: 0 })
@@ -79,7 +79,7 @@ impl TimeSeries {
 #[derive(Debug)]
 struct Writer {
     directory: PathBuf,
-    max_bytes: u64,
+    limits: Csv,
     columns: Columns,
     epoch: u64,
     /// None after an error.
@@ -88,13 +88,13 @@ struct Writer {
 }
 
 impl Writer {
-    fn new(directory: PathBuf, max_bytes: u64) -> Self {
-        Self { directory, max_bytes, columns: Columns::new(), epoch: NO_EPOCH, file: None, left_out: 0 }
+    fn new(directory: PathBuf, limits: Csv) -> Self {
+        Self { directory, limits, columns: Columns::new(), epoch: NO_EPOCH, file: None, left_out: 0 }
     }
 
-    /// Writes a row. Where that fails, the next one tries anew.
-    fn take(&mut self, snapshot: &Snapshot) {
-        match self.write(snapshot) {
+    /// Writes the row of a snapshot that was taken at `time`. Where that fails, the next one tries anew.
+    fn take(&mut self, snapshot: &Snapshot, time: SystemTime) {
+        match self.write(snapshot, time) {
             Ok(()) if self.left_out > 0 => {
                 log::info!("rows are written to {} again, {} were left out", self.directory.display(), self.left_out);
                 self.left_out = 0;
@@ -111,15 +111,20 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+    fn write(&mut self, snapshot: &Snapshot, time: SystemTime) -> io::Result<()> {
         self.columns.widen(snapshot);
-        let (header, row) = (self.columns.header()?, self.columns.row(snapshot)?);
-        self.file_for(snapshot, header, row.len())?.append(&row)
+        let (header, row) = (self.columns.header()?, self.columns.row(snapshot, time)?);
+        self.file_for(epoch(snapshot), time, header, row.len())?.append(&row)
     }
 
-    /// The open file, or the next where it is another epoch's, has no room, or was deleted.
-    fn file_for(&mut self, snapshot: &Snapshot, header: Vec<u8>, row_bytes: usize) -> io::Result<&mut RowFile> {
-        let epoch = epoch(snapshot);
+    /// The open file, or the next where it is another epoch's, has no room, is old at `time`, or was deleted.
+    fn file_for(
+        &mut self,
+        epoch: u64,
+        time: SystemTime,
+        header: Vec<u8>,
+        row_bytes: usize,
+    ) -> io::Result<&mut RowFile> {
         if self.epoch != epoch {
             self.epoch = epoch;
             self.file = None;
@@ -132,13 +137,23 @@ impl Writer {
             Some(file) => file,
             None => RowFile::open(&self.directory, epoch, header.clone())?,
         };
-        let file = if file.has_room(&header, row_bytes, self.max_bytes)? {
+        let file = if file.has_room(&header, row_bytes, self.limits.max_bytes)? && !self.is_old(&file, time)? {
             file
         } else {
             file.put_aside()?;
             RowFile::open(&self.directory, epoch, header)?
         };
         Ok(self.file.insert(file))
+    }
+
+    /// Whether its first row is too old for another one at `time`, whoever wrote it. A row that cannot be read, or is yet to come
+    /// by a clock that was set back, is of no age.
+    fn is_old(&self, file: &RowFile, time: SystemTime) -> io::Result<bool> {
+        if self.limits.max_age.is_zero() {
+            return Ok(false);
+        }
+        let age = columns::time_of(&file.first_row()?).and_then(|first| time.duration_since(first).ok());
+        Ok(age.is_some_and(|age| age >= self.limits.max_age))
     }
 }
 

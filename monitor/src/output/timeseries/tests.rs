@@ -22,7 +22,14 @@ fn with_gpus(gpus: &[u32]) -> Snapshot {
 }
 
 fn writer(directory: &Path) -> Writer {
-    Writer::new(directory.to_owned(), 1 << 20)
+    Writer::new(directory.to_owned(), Csv { max_bytes: 1 << 20, max_age: Duration::ZERO })
+}
+
+impl Writer {
+    /// Takes a snapshot of now.
+    fn take_now(&mut self, snapshot: &Snapshot) {
+        self.take(snapshot, SystemTime::now());
+    }
 }
 
 /// Rows of a file by column.
@@ -34,7 +41,7 @@ fn rows(directory: &Path, name: &str) -> Vec<HashMap<String, String>> {
 #[test]
 fn columns_begin_as_promised_and_what_is_not_known_is_empty() {
     let directory = tempfile::tempdir().unwrap();
-    writer(directory.path()).take(&with_gpus(&[]));
+    writer(directory.path()).take_now(&with_gpus(&[]));
     let text = fs::read_to_string(directory.path().join("epoch_0.csv")).unwrap();
     assert!(text.starts_with(BEGIN), "{text}");
     let row = &rows(directory.path(), "epoch_0.csv")[0];
@@ -48,7 +55,7 @@ fn a_gpu_more_begins_a_new_file_and_one_that_goes_leaves_empty_cells() {
     let directory = tempfile::tempdir().unwrap();
     let mut writer = writer(directory.path());
     for gpus in [&[0][..], &[0, 1], &[]] {
-        writer.take(&with_gpus(gpus));
+        writer.take_now(&with_gpus(gpus));
     }
     let first = rows(directory.path(), "epoch_0.1.csv");
     assert_eq!((first.len(), first[0].contains_key("gpu_1_util")), (1, false));
@@ -69,7 +76,7 @@ fn names_are_no_formulas_and_no_lines() {
         let usage = Some(TreeUsage { cpu_per_second: 1.5, ..TreeUsage::default() });
         let snapshot = fixtures::snapshot();
         let tree = Tree { command: name.to_owned(), usage, ..(*snapshot.trees[0]).clone() };
-        writer.take(&Snapshot { trees: vec![Arc::new(tree)], ..snapshot });
+        writer.take_now(&Snapshot { trees: vec![Arc::new(tree)], ..snapshot });
     }
     let rows = rows(directory.path(), "epoch_0.csv");
     let told: Vec<_> = rows.iter().map(|row| row["busiest_tree"].as_str()).collect();
@@ -86,7 +93,7 @@ fn a_mark_tells_step_and_epoch_and_an_epoch_has_a_file() {
     let labels = Some([("run".to_owned(), "=a".to_owned())].into());
     for (step, epoch) in [(7, 1), (8, 2), (9, 1)] {
         let mark = Mark { step: Some(step), epoch: Some(epoch), labels: labels.clone() };
-        writer.take(&Snapshot { mark: Some(Arc::new(mark)), ..fixtures::snapshot() });
+        writer.take_now(&Snapshot { mark: Some(Arc::new(mark)), ..fixtures::snapshot() });
     }
     let steps = |name| rows(directory.path(), name).iter().map(|row| row["step"].clone()).collect::<Vec<_>>();
     assert_eq!((steps("epoch_1.csv"), steps("epoch_2.csv")), (vec!["7".into(), "9".into()], vec!["8".into()]));
@@ -97,8 +104,8 @@ fn a_mark_tells_step_and_epoch_and_an_epoch_has_a_file() {
 #[test]
 fn a_large_file_is_put_aside() {
     let directory = tempfile::tempdir().unwrap();
-    let mut writer = Writer { max_bytes: 2000, ..writer(directory.path()) };
-    (0..40).for_each(|number| writer.take(&Snapshot { number, ..fixtures::snapshot() }));
+    let mut writer = Writer::new(directory.path().to_owned(), Csv { max_bytes: 2000, max_age: Duration::ZERO });
+    (0..40).for_each(|number| writer.take_now(&Snapshot { number, ..fixtures::snapshot() }));
     let names = fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     let mut names: Vec<_> = names.collect();
     names.sort_by_key(|name| (name.len(), name.clone()));
@@ -111,13 +118,53 @@ fn a_large_file_is_put_aside() {
 }
 
 #[test]
+fn an_old_file_is_put_aside_also_one_of_another_agent() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let directory = tempfile::tempdir().unwrap();
+    let hourly = || Writer::new(directory.path().to_owned(), Csv { max_bytes: 1 << 20, max_age: HOUR });
+    let begin = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_271_400);
+    let take = |writer: &mut Writer, number, after: Duration| {
+        writer.take(&Snapshot { number, ..fixtures::snapshot() }, begin + after);
+    };
+    let mut first = hourly();
+    take(&mut first, 0, Duration::ZERO);
+    take(&mut first, 1, HOUR - Duration::from_millis(1));
+    drop(first);
+    // The file's age is that of its first row, whoever wrote it.
+    let mut second = hourly();
+    take(&mut second, 2, HOUR);
+    take(&mut second, 3, 2 * HOUR - Duration::from_secs(1));
+    // A clock that was set back is no reason for a new one.
+    second.take(&Snapshot { number: 4, ..fixtures::snapshot() }, begin - HOUR);
+    take(&mut second, 5, 30 * HOUR);
+    let steps = |name| rows(directory.path(), name).iter().map(|row| row["step"].clone()).collect::<Vec<_>>();
+    assert_eq!(
+        (steps("epoch_0.1.csv"), steps("epoch_0.2.csv")),
+        (vec!["0".into(), "1".into()], vec!["2".into(), "3".into(), "4".into()])
+    );
+    assert_eq!(steps("epoch_0.csv"), ["5"]);
+    assert_eq!(rows(directory.path(), "epoch_0.csv")[0]["timestamp"], "2026-11-22T20:30:00.000Z");
+}
+
+#[test]
+fn without_a_limit_of_age_no_file_is_old() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut writer = writer(directory.path());
+    for years in 0..3 {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(years * 365 * 24 * 3600);
+        writer.take(&fixtures::snapshot(), time);
+    }
+    assert_eq!(rows(directory.path(), "epoch_0.csv").len(), 3);
+}
+
+#[test]
 fn a_deleted_file_or_directory_comes_again() {
     let directory = tempfile::tempdir().unwrap();
     let logs = directory.path().join("logs");
     let mut writer = writer(&logs);
-    writer.take(&fixtures::snapshot());
+    writer.take_now(&fixtures::snapshot());
     fs::remove_dir_all(&logs).unwrap();
-    writer.take(&fixtures::snapshot());
+    writer.take_now(&fixtures::snapshot());
     assert_eq!((rows(&logs, "epoch_0.csv").len(), writer.left_out), (1, 0));
 }
 
@@ -127,10 +174,10 @@ fn a_row_that_cannot_be_written_is_left_out_and_the_next_is_tried() {
     let logs = directory.path().join("logs");
     fs::write(&logs, "in the way").unwrap();
     let mut writer = writer(&logs);
-    (0..3).for_each(|_| writer.take(&fixtures::snapshot()));
+    (0..3).for_each(|_| writer.take_now(&fixtures::snapshot()));
     assert_eq!(writer.left_out, 3);
     fs::remove_file(&logs).unwrap();
-    writer.take(&fixtures::snapshot());
+    writer.take_now(&fixtures::snapshot());
     assert_eq!((rows(&logs, "epoch_0.csv").len(), writer.left_out), (1, 0));
 }
 
