@@ -43,7 +43,7 @@ pub enum Slot<'a> {
     Switch(&'a mut bool),
     /// A plain number.
     Count(&'a mut u32, RangeInclusive<u32>),
-    /// How many ticks; none is written as [`AUTO`].
+    /// How many ticks; none is written as "auto".
     Ticks(&'a mut Option<u32>, RangeInclusive<u32>),
     /// A share, from 0 to 1.
     Ratio(&'a mut f64),
