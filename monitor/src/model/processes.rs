@@ -13,14 +13,14 @@ use super::{
 use crate::{
     decode,
     ids::{CgroupId, ProcessId, ProcessKey, Tgid},
-    reading::{Candidate, ProcessReading},
+    reading::{ProcessChange, ProcessReading},
     sample::{Counters, FoundProcess, Harvest},
     time::BootTime,
 };
 use monitor_common::{Owner, record::Command};
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -39,6 +39,9 @@ pub(super) struct Processes {
     awaiting_harvest: VecDeque<(BootTime, ProcessKey)>,
     /// Chosen by the kernel to be killed.
     doomed: HashSet<ProcessKey>,
+    /// Those that began, ended or came into another cgroup in the tick that is under way. Only who polls asks for them.
+    #[serde(skip)]
+    changed: BTreeSet<ProcessKey>,
     folded_total: u64,
     /// Programs, scripts or modules that make a tree, besides those known.
     entry_points: Vec<String>,
@@ -81,7 +84,10 @@ impl Processes {
         cgroups: &mut Cgroups,
         now: BootTime,
     ) {
-        if self.contains(found.id) {
+        if let Some(known) = self.find(found.id) {
+            if known.command.is_empty() && found.running {
+                self.learn(found, cgroup, cgroups);
+            }
             return;
         }
         let parent = found.parent.and_then(|parent| self.running.get(&parent).copied());
@@ -97,10 +103,26 @@ impl Processes {
             state: ProcessState::Running,
             subject: Subject::default(),
             usage: None,
+            cpu_before_ns: 0,
         };
         self.begin(process, parent, cgroups);
         if !found.running {
             self.exit(found.id, now, None, cgroups);
+        }
+    }
+
+    /// Names a process that could not be looked up when it was first heard of.
+    fn learn(&mut self, found: &FoundProcess, cgroup: Option<CgroupId>, cgroups: &mut Cgroups) {
+        let key = found.id.key();
+        if let Some(process) = self.accounts.edit(key) {
+            process.parent = process.parent.or(found.parent);
+        }
+        self.rename(key, found.command.clone(), found.command_line.clone());
+        if let Some((cgroup, process)) = cgroup.zip(self.find(found.id))
+            && process.cgroup == CgroupId::default()
+        {
+            let (start_ns, tgid) = (process.id.start_ns, process.id.tgid.0);
+            self.enter_cgroup(&Owner { cgroup: cgroup.0, start_ns, tgid, reserved: 0 }, cgroups);
         }
     }
 
@@ -124,6 +146,7 @@ impl Processes {
             state: ProcessState::Running,
             subject: Subject::default(),
             usage: None,
+            cpu_before_ns: 0,
         };
         self.begin(process, Some(parent.key()), cgroups);
     }
@@ -138,18 +161,21 @@ impl Processes {
     ) {
         let id = ProcessId::from(owner);
         self.enter_cgroup(owner, cgroups);
-        let Some(process) = self.accounts.edit(id.key()) else { return };
-        process.command = decode::command(command);
-        process.command_line = decode::command_line(arguments, cut);
-        let (command, command_line) = (process.command.clone(), process.command_line.clone());
+        self.rename(id.key(), decode::command(command), decode::command_line(arguments, cut));
+    }
+
+    /// A process has another name and other arguments now, which may make it the root of a tree.
+    fn rename(&mut self, key: ProcessKey, command: String, command_line: String) {
+        let Some(process) = self.accounts.edit(key) else { return };
+        (process.command, process.command_line) = (command.clone(), command_line.clone());
         let (tree, rule) = (process.tree.key(), rule::of(&command_line, &self.entry_points));
-        if let Some(tree) = self.trees.edit(id.key()) {
+        if let Some(tree) = self.trees.edit(key) {
             tree.command = command;
             tree.command_line = command_line;
             tree.rule = rule;
         }
-        if tree != id.key() && rule.is_some() && self.rule_of(tree) != rule {
-            self.begin_tree(id.key());
+        if tree != key && rule.is_some() && self.rule_of(tree) != rule {
+            self.begin_tree(key);
         }
     }
 
@@ -160,11 +186,13 @@ impl Processes {
     /// A process leaves its tree and becomes the root of one.
     fn begin_tree(&mut self, key: ProcessKey) {
         let Some(process) = self.accounts.edit(key) else { return };
-        let old_tree = process.tree.key();
+        let (old_tree, used_ns) = (process.tree.key(), process.cpu_in_tree_ns());
         process.tree = process.id;
+        process.cpu_before_ns += used_ns.unwrap_or_default();
         let tree = new_tree(process, rule::of(&process.command_line, &self.entry_points));
         if let Some(old) = self.trees.edit(old_tree) {
             old.running = old.running.saturating_sub(1);
+            old.keep_cpu(used_ns);
         }
         self.trees.open(key, tree);
     }
@@ -199,7 +227,8 @@ impl Processes {
             }
             ProcessState::Exited { .. } => return,
         }
-        let (tree, cgroup) = (process.tree.key(), process.cgroup);
+        let (tree, cgroup, used_ns) = (process.tree.key(), process.cgroup, process.cpu_in_tree_ns());
+        self.changed.insert(key);
         if self.running.get(&id.tgid) == Some(&key) {
             self.running.remove(&id.tgid);
         }
@@ -207,6 +236,7 @@ impl Processes {
         if let Some(tree) = self.trees.edit(tree) {
             tree.running = tree.running.saturating_sub(1);
             tree.exited_total += 1;
+            tree.keep_cpu(used_ns);
         }
         self.exited.push_back((time, key));
         self.awaiting_harvest.push_back((time, key));
@@ -223,6 +253,7 @@ impl Processes {
         }
         cgroups.count_running(process.cgroup, -1);
         cgroups.count_running(cgroup, 1);
+        self.changed.insert(key);
         process.cgroup = cgroup;
         process.cgroup_path.clone_from(&path);
         process.container.clone_from(&container);
@@ -246,12 +277,16 @@ impl Processes {
         self.trees.apply(tree, addition);
     }
 
-    /// Those that run, to be looked at.
-    pub(super) fn candidates<'a>(&'a self, busy: &'a HashSet<CgroupId>) -> impl Iterator<Item = Candidate> + 'a {
-        self.running.values().filter_map(|key| {
+    /// Those that something happened to in the tick that is under way.
+    pub(super) fn changes(&self) -> impl Iterator<Item = ProcessChange> {
+        self.changed.union(self.accounts.moved()).filter_map(|key| {
             let process = self.accounts.find(*key)?;
-            let moved = self.accounts.has_moved(*key);
-            Some(Candidate { id: process.id, moved, cgroup_busy: busy.contains(&process.cgroup) })
+            Some(ProcessChange {
+                id: process.id,
+                cgroup: process.cgroup,
+                runs: process.state == ProcessState::Running,
+                moved: self.accounts.has_moved(*key),
+            })
         })
     }
 
@@ -270,12 +305,15 @@ impl Processes {
         }
     }
 
-    /// Sums up what is known of the running processes of each tree.
+    /// Sums up what is known of each tree: of its running processes, and the CPU time of those that were in it before.
     pub(super) fn sum_trees(&mut self) {
         let mut sums: HashMap<ProcessKey, TreeUsage> = HashMap::new();
+        for (key, tree) in self.trees.iter().filter(|(_, tree)| tree.cpu_gone_ns.is_some()) {
+            sums.insert(key, TreeUsage { cpu_ns: tree.cpu_gone_ns, cpu_per_second: Some(0.0), ..TreeUsage::default() });
+        }
         for process in self.running.values().filter_map(|key| self.accounts.find(*key)) {
             if let Some(usage) = &process.usage {
-                sums.entry(process.tree.key()).or_default().add(usage);
+                sums.entry(process.tree.key()).or_default().add(usage, process.cpu_before_ns);
             }
         }
         let changed: Vec<_> = self
@@ -370,6 +408,7 @@ impl Processes {
     pub(super) fn settle(&mut self, seconds: f64, now: BootTime, retention: Retention) {
         self.accounts.settle(seconds);
         self.trees.settle(seconds);
+        self.changed.clear();
         let unharvested = self.awaiting_harvest.len();
         while let Some(&(time, key)) = self.exited.front()
             && self.exited.len() > unharvested
@@ -418,6 +457,7 @@ impl Processes {
             self.trees.open(key, new_tree(&process, rule));
         }
         self.running.insert(process.id.tgid, key);
+        self.changed.insert(key);
         self.accounts.open(key, process);
     }
 }
@@ -441,5 +481,6 @@ fn new_tree(root: &Process, rule: Option<&'static str>) -> Tree {
         exited_total: 0,
         subject: Subject::default(),
         usage: None,
+        cpu_gone_ns: None,
     }
 }

@@ -96,6 +96,7 @@ fn process(pid: u32, tree: u32, command: &str, cgroup: Option<&str>, subject: Su
         state: ProcessState::Running,
         subject,
         usage: None,
+        cpu_before_ns: 0,
     })
 }
 
@@ -122,6 +123,7 @@ fn tree(pid: u32, command: &str, command_line: &str, subject: Subject) -> Arc<Tr
         rule: None,
         subject,
         usage: None,
+        cpu_gone_ns: None,
     })
 }
 

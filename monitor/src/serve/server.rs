@@ -7,14 +7,16 @@ use super::{
     problem::Problem,
     routes::{self, Origin, PeerPid, Shared},
 };
-use crate::{doctor, event_log::EventLog, history, ids::Tgid, mark::Mark, model::snapshot::Snapshot};
+use crate::{
+    collect::descriptors, doctor, event_log::EventLog, history, ids::Tgid, mark::Mark, model::snapshot::Snapshot,
+};
 use axum::{Extension, Router, body::Bytes, http::StatusCode};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{io, mem, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixStream},
@@ -93,13 +95,16 @@ pub(super) async fn run(listener: Listener, shared: Shared, shutdown: watch::Rec
 
 async fn admit_all<D: Door>(door: D, router: Router, mut shutdown: watch::Receiver<bool>) {
     let (places, refusals) = (Arc::new(Semaphore::new(CONNECTIONS)), Arc::new(Semaphore::new(REFUSALS)));
-    let mut connections = JoinSet::new();
+    let (mut connections, mut refusing) = (JoinSet::new(), false);
     loop {
         tokio::select! {
             () = ended(&mut shutdown) => break,
             Some(_) = connections.join_next() => {}
             accepted = door.next() => match accepted {
                 Ok(stream) => {
+                    if mem::take(&mut refusing) {
+                        log::info!("connections are accepted again");
+                    }
                     let admitted = door.admit(&stream);
                     let (place, admitted) = match Arc::clone(&places).try_acquire_owned() {
                         Ok(place) => (Ok(place), admitted),
@@ -113,7 +118,14 @@ async fn admit_all<D: Door>(door: D, router: Router, mut shutdown: watch::Receiv
                         connections.spawn(connection(stream, router, place, shutdown.clone()));
                     }
                 }
-                Err(error) => pause(&error).await,
+                // A want of descriptors is counted there, and told once with all others.
+                Err(error) if descriptors::is_want(&error) => sleep(ACCEPT_PAUSE).await,
+                Err(error) => {
+                    if !mem::replace(&mut refusing, true) {
+                        log::warn!("cannot accept a connection: {error}");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
             },
         }
     }
@@ -189,9 +201,4 @@ impl Door for TcpListener {
 fn crowded() -> Problem {
     let detail = format!("{CONNECTIONS} connections are open already: close one, or try again");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
-}
-
-async fn pause(error: &io::Error) {
-    log::warn!("cannot accept a connection: {error}");
-    sleep(ACCEPT_PAUSE).await;
 }

@@ -62,7 +62,7 @@ impl Stats {
         let tree: Vec<_> = snapshot.processes.iter().filter(running).filter(|p| p.tree == asked.tree).collect();
         let root = tree.iter().find(|process| process.id == asked.tree);
         let (mem_info, mem_info_cgroup) = memory(snapshot, root.unwrap_or(&asked)).ok_or_else(|| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "memory is not polled: cpu_monitoring is switched off")
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "memory is not polled: memory_monitoring is switched off")
         })?;
         let context = Context::of(snapshot);
         Ok(Self {
@@ -151,6 +151,6 @@ mod tests {
     #[test]
     fn who_does_not_run_is_not_found() {
         assert!(Stats::of(&snapshot(), Tgid(30)).err().unwrap().json().contains("no process 30 runs"));
-        assert!(Stats::of(&fixtures::snapshot(), Tgid(10)).err().unwrap().json().contains("cpu_monitoring"));
+        assert!(Stats::of(&fixtures::snapshot(), Tgid(10)).err().unwrap().json().contains("memory_monitoring"));
     }
 }

@@ -62,8 +62,10 @@ const HOST: &[OfSnapshot] = &[
     ("memory_mapped_rate_mbps", |s| megabytes(counted(s, Source::AddressSpace, |rates| rates.mapped_bytes))),
     ("busiest_tree", |s| busiest_tree(s).map(|tree| text(&tree.command)).unwrap_or_default()),
     ("busiest_tree_pid", |s| busiest_tree(s).map(|tree| tree.root.tgid.0.to_string()).unwrap_or_default()),
-    ("busiest_tree_cpu_percent", |s| percent(busiest_tree(s).and_then(|tree| Some(tree.usage?.cpu_per_second)))),
-    ("busiest_tree_memory_mb", |s| megabytes(busiest_tree(s).and_then(|tree| Some(tree.usage?.resident_bytes as f64)))),
+    ("busiest_tree_cpu_percent", |s| percent(busiest_tree(s).and_then(|tree| tree.usage?.cpu_per_second))),
+    ("busiest_tree_memory_mb", |s| {
+        megabytes(busiest_tree(s).and_then(|tree| Some(tree.usage?.resident_bytes? as f64)))
+    }),
     ("epoch", |s| s.mark.as_ref().and_then(|mark| mark.epoch).map(|epoch| epoch.to_string()).unwrap_or_default()),
     ("labels", |s| labels(s).map(|labels| text(&labels)).unwrap_or_default()),
 ];
@@ -191,7 +193,7 @@ fn labels(snapshot: &Snapshot) -> Option<String> {
 
 /// The tree that uses most CPU.
 pub(super) fn busiest_tree(snapshot: &Snapshot) -> Option<&Arc<Tree>> {
-    let cpu = |tree: &Tree| tree.usage.map(|usage| usage.cpu_per_second).filter(|cpu| *cpu > 0.0);
+    let cpu = |tree: &Tree| tree.usage.and_then(|usage| usage.cpu_per_second).filter(|cpu| *cpu > 0.0);
     let busy = snapshot.trees.iter().filter_map(|tree| Some((cpu(tree)?, tree)));
     busy.max_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, tree)| tree)
 }
