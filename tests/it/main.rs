@@ -10,6 +10,7 @@ mod command_line;
 mod container;
 #[cfg(not(feature = "vm"))]
 mod deploy;
+mod descriptors;
 // A statically linked agent loads no driver.
 #[cfg(not(feature = "vm"))]
 mod gpu;
@@ -32,5 +33,6 @@ mod socket;
 #[cfg(not(feature = "vm"))]
 mod timeseries;
 mod usage;
+mod vanish;
 #[cfg(feature = "vm")]
 mod vm;

@@ -16,6 +16,7 @@ pub mod expect;
 pub mod http;
 pub mod json;
 pub mod machine;
+pub mod opened;
 pub mod proc;
 pub mod workload;
 
@@ -24,4 +25,5 @@ pub use cgroup::Cgroup;
 pub use container::{Podman, Runc};
 pub use disk::LoopDevice;
 pub use machine::Machine;
+pub use opened::Opened;
 pub use workload::Workload;
