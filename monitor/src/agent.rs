@@ -7,6 +7,7 @@ use crate::{
         cgroup::CgroupFiles,
         container::ContainerFiles,
         cost::CostMeter,
+        descriptors::{self, Budget, Reserve, Want},
         gpu::GpuReader,
         lifecycle,
         node::{Node, Polled},
@@ -64,6 +65,7 @@ pub async fn run(config: Config, claims: Claims) -> anyhow::Result<()> {
     doctor::check(&config)?;
     keep_memory_small();
     lift_memory_lock_limit();
+    descriptors::raise_limit();
     let mut end = End::new(config.run_for)?;
     let scraped = config.metrics.listen.map(serve::Loopback::bind).transpose()?;
     let since = BootTime::now();
@@ -146,6 +148,7 @@ struct Agent {
     lost_before: u64,
     /// When to compare the model with /proc and cgroupfs; none while records tell everything.
     sweep_at: Option<Instant>,
+    want: Want,
 }
 
 /// Marks that wait for the tick. Each socket has room of its own, so that nobody's marks keep out another socket's.
@@ -176,35 +179,44 @@ impl Agent {
         let facts = &support.facts;
         let settings = doctor::settings(config);
         let loader = Loader::new(support, &settings);
+        let reserve = Reserve::take();
         let collector = Collector::attach(&loader, |source| doctor::wish(config, source));
         let report = doctor::Report { facts: facts.clone(), sources: collector.coverage(), gpu: None };
         if report.serves_nothing() {
             // Processes and cgroups still have names, and clients are told what is missing and why.
             log::error!("this kernel can serve none of the sources, so nothing is counted; `monitor doctor` tells why");
         }
+        drop(reserve);
+        let polled = Polled { cpu: config.cpu_monitoring, memory: config.memory_monitoring, io: config.io_monitoring };
+        let (meter, recorder, timeseries) =
+            (CostMeter::default(), start_recorder(config, &report)?, start_timeseries(config)?);
         let retention = Retention { keep: config.exited.keep, limit: config.exited.limit as usize };
         Ok(Self {
             collector,
             cgroups: CgroupFiles::new(facts.cgroup.clone()),
             containers: ContainerFiles::new(config.containers.clone()),
-            node: Node::new(Polled { cpu: config.cpu_monitoring, io: config.io_monitoring }, &facts.cgroup),
+            // After all that is opened for good.
+            node: Node::new(polled, &facts.cgroup, &Budget::of_process()),
             model: Model::new(since, retention, facts.cgroup.name(), config.entry_points.clone()),
-            meter: CostMeter::default(),
+            meter,
             gpus: GpuReader::new(config),
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
-            recorder: start_recorder(config, &report)?,
-            timeseries: start_timeseries(config)?,
+            recorder,
+            timeseries,
             marks: Marks::default(),
             report: Arc::new(report),
             lost_before: 0,
             sweep_at: None,
+            want: Want::default(),
         })
     }
 
     /// The first snapshot: everything that was there before the agent. A recording begins after it was named.
     fn begin(&mut self) -> Snapshot {
-        let survey = Sample { time: BootTime::now(), found: lifecycle::survey(&self.cgroups), ..Sample::default() };
-        self.model.take(&survey);
+        let time = BootTime::now();
+        let lifecycle::Survey { found, wants } = lifecycle::survey(&self.cgroups);
+        self.sweep_at = wants.then(|| Instant::now() + SWEEP_EVERY);
+        self.model.take(&Sample { time, found, ..Sample::default() });
         self.tick()
     }
 
@@ -256,6 +268,7 @@ impl Agent {
         self.take_moments();
         self.collector.flush_logs();
         self.sweep_if_due();
+        self.want.tell(std::time::Instant::now());
         let (waiting, since) = self.model.awaiting_harvest();
         if waiting >= HARVEST_AT || since.is_some_and(|since| BootTime::now().since(since) >= HARVEST_AFTER) {
             let sample = self.read();
@@ -313,7 +326,11 @@ impl Agent {
             Some(_) => None,
             None => Some(now + SWEEP_EVERY),
         };
-        let found = lifecycle::sweep(self.model.running(), self.model.present_cgroups(), &self.cgroups);
+        let lifecycle::Survey { found, wants } =
+            lifecycle::sweep(self.model.running(), self.model.present_cgroups(), &self.cgroups);
+        if wants {
+            self.sweep_at = Some(now + SWEEP_EVERY);
+        }
         self.take(Sample { time: BootTime::now(), found, ..Sample::default() });
     }
 

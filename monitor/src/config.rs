@@ -45,9 +45,11 @@ pub struct Config {
     pub exited: Exited,
     /// The agent's measuring of itself.
     pub cost: Cost,
-    /// Whether to poll processors and memory: of the machine, of cgroups and of processes.
+    /// Whether to poll processors: of the machine, and CPU time of cgroups and processes.
     pub cpu_monitoring: bool,
-    /// Whether to poll disks and network interfaces of the machine.
+    /// Whether to poll memory: of the machine, of cgroups and of processes.
+    pub memory_monitoring: bool,
+    /// Whether to poll disks and network interfaces, and the I/O of cgroups and processes.
     pub io_monitoring: bool,
     /// Patterns for the command lines of those whose processes form trees, or names in them, besides the programs that are known.
     pub entry_points: Vec<String>,
@@ -223,6 +225,7 @@ impl Default for Config {
             exited: Exited { keep: Duration::from_secs(60), limit: 8192 },
             cost: Cost { window: Duration::from_secs(1), every: Duration::from_secs(60) },
             cpu_monitoring: true,
+            memory_monitoring: true,
             io_monitoring: true,
             entry_points: Vec::new(),
             containers: Containers {

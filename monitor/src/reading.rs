@@ -30,15 +30,17 @@ pub struct Watched {
     pub moved: bool,
 }
 
-/// A process to be looked at.
+/// A process that something happened to since the last tick: it began, ended, came into another cgroup, or counters of it moved.
 #[derive(Clone, Copy, Debug)]
-pub struct Candidate {
+pub struct ProcessChange {
     /// Which.
     pub id: ProcessId,
-    /// Whether some kernel counter of it has moved since the last tick.
+    /// Its cgroup.
+    pub cgroup: CgroupId,
+    /// Whether it runs; else it has ended.
+    pub runs: bool,
+    /// Whether some kernel counter of it has moved.
     pub moved: bool,
-    /// Whether its cgroup is doing something.
-    pub cgroup_busy: bool,
 }
 
 /// One cgroup with everything below it.
@@ -158,8 +160,8 @@ pub struct Stall {
 /// One process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessReading {
-    /// CPU time used, user and system.
-    pub cpu_ns: u64,
+    /// CPU time used, user and system; none where that is not polled.
+    pub cpu_ns: Option<u64>,
     /// Threads.
     pub threads: u32,
     /// Minor faults.
@@ -168,13 +170,13 @@ pub struct ProcessReading {
     pub major_faults: u64,
     /// Time waited for block I/O, where delay accounting is on; else it stays zero in the kernel, and none here.
     pub io_delay_ns: Option<u64>,
-    /// Resident memory; none for kernel threads.
+    /// Resident memory; none for kernel threads, and where not looked at this time.
     pub resident: Option<Resident>,
     /// Proportional and unique set sizes; none where not looked at this time.
     pub shares: Option<Shares>,
     /// Open files; none where not looked at this time.
     pub open_files: Option<u32>,
-    /// Bytes read from and written to storage, by the process's own account.
+    /// Bytes read from and written to storage, by the process's own account; none where not looked at this time.
     pub storage: Option<Storage>,
     /// Its arguments, joined by spaces; none where not looked at this time, or as they were the last time.
     #[serde(default)]

@@ -10,6 +10,7 @@ mod command_line;
 mod container;
 #[cfg(not(feature = "vm"))]
 mod deploy;
+mod descriptors;
 // A statically linked agent loads no driver.
 #[cfg(not(feature = "vm"))]
 mod gpu;
@@ -39,6 +40,7 @@ mod timeseries;
 #[cfg(not(feature = "vm"))]
 mod trees;
 mod usage;
+mod vanish;
 #[cfg(feature = "vm")]
 mod vm;
 mod workload_socket;

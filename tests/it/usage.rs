@@ -2,10 +2,15 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::fs;
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 use tests::{
-    Agent, Cgroup, Machine, Workload,
-    clock::{PATIENCE, wait_until},
+    Agent, Cgroup, Machine, Opened, Workload,
+    clock::{PATIENCE, boot_ns, slowness, wait_until},
     expect, json, proc,
 };
 
@@ -105,8 +110,8 @@ fn what_is_idle_keeps_its_numbers_and_tells_their_age() -> Result<()> {
     })?;
     expect::exactly("CPU of an idle cgroup", aged["cpu"]["per_second"].as_f64().unwrap_or(0.0), 0.0)?;
     ensure!(json::count(&aged, "memory.anon_bytes")? >= 8 * MIB, "an idle cgroup's memory is forgotten: {aged}");
-    let process = agent.process(workload.pid())?;
-    ensure!(age(&process)? > 1.0, "an idle process was looked at {} s ago", age(&process)?);
+    // Unless it was just being refreshed.
+    soon("an idle process's numbers to grow old", || Ok((age(&agent.process(workload.pid())?)? > 1.0).then_some(())))?;
     // One fault is enough to be looked at again.
     workload.run("faults user-write 1 1")?;
     soon("fresh numbers", || Ok((age(&cgroup(&agent, &group.path())?)? < 0.5).then_some(())))?;
@@ -185,6 +190,42 @@ fn memory_and_time_of_a_process_are_what_proc_says() -> Result<()> {
     })?;
     let told = agent.process(pid)?;
     expect::exactly("threads", json::count(&told, "threads")?, 1)?;
+    agent.stop()
+}
+
+#[test]
+fn old_numbers_of_a_busy_process_say_how_old_they_are() -> Result<()> {
+    const LOOKS: usize = 60;
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    workload.run(&format!("hold {}", 4 * MIB))?;
+    agent.settle()?;
+    let mut stale = 0;
+    for _ in 0..LOOKS {
+        // Too little to be read in full for it.
+        workload.run("hold 8192")?;
+        let held = boot_ns();
+        let anon = proc::bytes(workload.pid(), "status", "RssAnon")?;
+        std::thread::sleep(Duration::from_millis(50));
+        let answer = agent.get(&format!("/v1/processes?pid={}", workload.pid()))?;
+        let told = &json::list(&answer, "processes")?[0];
+        let age = json::number(told, "memory.age_seconds")?;
+        if json::count(told, "memory.anon_bytes")? < anon {
+            stale += 1;
+            let read = json::count(&answer, "time_ns")? as f64 / 1e9 - age;
+            ensure!(
+                read < held as f64 / 1e9 + 0.01,
+                "memory of {} s before now is told as {age} s old",
+                held as f64 / 1e9 - read
+            );
+        }
+        ensure!(json::number(told, "age_seconds")? >= age, "some numbers are older than the oldest: {told}");
+        ensure!(json::number(told, "cpu.age_seconds")? <= age, "CPU time is read less often than memory: {told}");
+    }
+    ensure!(stale > LOOKS / 10, "memory was read in full all the time: nothing is compared");
+    workload.send("exit 0")?;
+    workload.wait()?;
     agent.stop()
 }
 
@@ -291,25 +332,108 @@ fn the_machine_is_what_proc_says() -> Result<()> {
     agent.stop()
 }
 
-#[test]
-fn what_is_switched_off_is_null_and_costs_no_descriptor() -> Result<()> {
-    let _machine = Machine::claim()?;
-    let files = |agent: &Agent| -> Result<usize> {
-        let links = fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.flatten();
-        let of_cgroups =
-            links.filter(|link| fs::read_link(link.path()).is_ok_and(|to| to.starts_with("/sys/fs/cgroup")));
-        Ok(of_cgroups.count())
-    };
-    let on = Agent::start(&[])?;
-    ensure!(files(&on)? > 0, "no cgroup's files are kept open");
-    on.stop()?;
-    let off = Agent::start(&["--set", "cpu_monitoring=false", "--set", "io_monitoring=false"])?;
-    off.settle()?;
-    expect::exactly("open files of cgroups", files(&off)?, 0)?;
-    let snapshot = off.get("/v1/snapshot")?;
-    ensure!(snapshot["host"]["memory"].is_null() && snapshot["host"]["disks"].is_null(), "{}", snapshot["host"]);
-    for cgroup in json::list(&snapshot, "cgroups")? {
-        ensure!(cgroup["memory"].is_null() && cgroup["age_seconds"].is_null(), "{cgroup}");
+/// The part of the polling that a file belongs to, by the names that the kernel gives it.
+fn part(path: &Path) -> Option<&'static str> {
+    let text = path.to_str()?;
+    let of_process = text.strip_prefix("/proc/").and_then(|rest| rest.split_once('/')).map(|(_, file)| file);
+    let of_cgroup = text.starts_with("/sys/fs/cgroup").then(|| path.file_name()?.to_str()).flatten();
+    match (text, of_process.unwrap_or_default(), of_cgroup.unwrap_or_default()) {
+        ("/proc/stat" | "/proc/loadavg" | "/proc/pressure/cpu", ..) => Some("cpu"),
+        ("/proc/meminfo" | "/proc/pressure/memory", ..) => Some("memory"),
+        ("/proc/diskstats" | "/proc/pressure/io", ..) => Some("io"),
+        (_, "status" | "smaps_rollup", _) => Some("memory"),
+        (_, "io" | "net/dev", _) => Some("io"),
+        (_, _, "cpu.stat" | "cpu.pressure" | "cpuacct.usage") => Some("cpu"),
+        (_, _, name) if name.starts_with("memory.") => Some("memory"),
+        (_, _, name) if name.starts_with("io.") || name.starts_with("blkio.") => Some("io"),
+        _ => None,
     }
-    off.stop()
+}
+
+const PARTS: [&str; 3] = ["cpu", "memory", "io"];
+
+/// Parts whose files an agent opens or reads in a few ticks in which something happens, and those of the files it keeps open.
+fn parts_read(agent: &Agent, workload: &mut Workload) -> Result<(BTreeSet<&'static str>, BTreeSet<&'static str>)> {
+    agent.settle()?;
+    let mut opened = Opened::by(agent.pid())?;
+    for _ in 0..3 {
+        workload.run(&format!("hold {MIB}"))?;
+        agent.settle()?;
+    }
+    let read = opened.take()?;
+    let kept = agent.open_files()?;
+    Ok((read.iter().filter_map(|path| part(path)).collect(), kept.iter().filter_map(|path| part(path)).collect()))
+}
+
+#[test]
+fn what_is_switched_off_is_null_and_no_file_of_it_is_opened_or_read() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let mut workload = Workload::start()?;
+    for off in [&[][..], &["cpu"], &["memory"], &["io"], &PARTS] {
+        let settings: Vec<String> = off.iter().map(|part| format!("{part}_monitoring=false")).collect();
+        let flags: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();
+        let agent = Agent::start(&flags)?;
+        let (read, kept) = parts_read(&agent, &mut workload)?;
+        let on: BTreeSet<_> = PARTS.into_iter().filter(|part| !off.contains(part)).collect();
+        expect::exactly(&format!("parts whose files were read without {off:?}"), &read, &on)?;
+        ensure!(kept.is_subset(&on), "without {off:?} files of {kept:?} are kept open");
+        ensure!(on.is_empty() || !on.contains("memory") || kept.contains("memory"), "no cgroup's memory is kept open");
+
+        let (snapshot, process) = (agent.get("/v1/snapshot")?, agent.process(workload.pid())?);
+        let host = &snapshot["host"];
+        let told = |part: &str, value: &Value| {
+            expect::exactly(&format!("{part} told without {off:?}"), !value.is_null(), on.contains(part))
+        };
+        told("cpu", &host["cpu"])?;
+        told("memory", &host["memory"])?;
+        told("io", &host["interfaces"])?;
+        told("cpu", &process["cpu"])?;
+        told("memory", &process["memory"])?;
+        told("io", &process["storage"])?;
+        let cgroups = json::list(&snapshot, "cgroups")?;
+        let any = |part: &str| cgroups.iter().any(|cgroup| !cgroup[part].is_null());
+        expect::exactly("memory of cgroups", any("memory"), on.contains("memory"))?;
+        expect::exactly("CPU time of cgroups", any("cpu"), on.contains("cpu"))?;
+        expect::exactly("their age", any("age_seconds"), !on.is_empty())?;
+        agent.stop()?;
+    }
+    workload.send("exit 0")?;
+    workload.wait()?;
+    Ok(())
+}
+
+#[test]
+fn what_rests_is_refreshed_within_half_a_minute_and_not_before() -> Result<()> {
+    const REFRESH: f64 = 30.0;
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let group = Cgroup::new("refresh")?;
+    let mut workload = Workload::start()?;
+    group.add(workload.pid())?;
+    workload.run(&format!("hold {}", 8 * MIB))?;
+    agent.settle()?;
+    agent.settle()?;
+    let ages = || -> Result<[f64; 2]> {
+        Ok([
+            json::number(&agent.process(workload.pid())?, "age_seconds")?,
+            json::number(&cgroup(&agent, &group.path())?, "age_seconds")?,
+        ])
+    };
+    let (mut before, mut refreshes, mut oldest) = (ages()?, [0; 2], 0.0_f64);
+    let end = Instant::now() + Duration::from_secs_f64(REFRESH + 2.0);
+    while Instant::now() < end {
+        let now = ages()?;
+        for (index, refreshed) in refreshes.iter_mut().enumerate() {
+            *refreshed += usize::from(now[index] < before[index]);
+            oldest = oldest.max(now[index]);
+        }
+        before = now;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(oldest < REFRESH + 1.0 * f64::from(slowness()), "numbers are {oldest} s old");
+    // The process may be seen coming to rest, or its shares be read; the cgroup's other refresh may come in the two seconds.
+    ensure!(refreshes.iter().all(|&count| (1..=4).contains(&count)), "{refreshes:?} refreshes in {REFRESH} s");
+    workload.send("exit 0")?;
+    workload.wait()?;
+    agent.stop()
 }

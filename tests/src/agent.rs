@@ -11,7 +11,10 @@ use serde_json::Value;
 use std::{
     env,
     fs::{self, File, Permissions},
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    os::unix::{
+        fs::PermissionsExt,
+        process::{CommandExt, ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Output, Stdio},
 };
@@ -87,6 +90,25 @@ impl Agent {
         Self::start_in(tempfile::tempdir()?, socket.to_owned(), command()?, flags)
     }
 
+    /// As [`Agent::start`], with at most so many open files: the hard limit, which it cannot raise.
+    ///
+    /// # Errors
+    /// As [`Agent::start`].
+    pub fn start_limited(files: u64, flags: &[&str]) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let socket = directory.path().join("monitor.sock");
+        let mut command = command()?;
+        let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
+        let set = move || {
+            // SAFETY: a valid limit.
+            let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+            if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+        };
+        // SAFETY: between fork and exec only setrlimit is called, which may be.
+        unsafe { command.pre_exec(set) };
+        Self::start_in(directory, socket, command, flags)
+    }
+
     /// As [`Agent::start`], by a program that becomes the agent after it has changed what the agent inherits, such as
     /// setpriv(1) or env(1). Every user may make sockets in the directory, so that it may be another user's, too.
     ///
@@ -153,6 +175,21 @@ impl Agent {
     /// What it wrote to its standard error so far.
     pub fn words(&self) -> String {
         fs::read_to_string(&self.errors).unwrap_or_default()
+    }
+
+    /// Lines of what it wrote to its standard error that warn or tell of errors.
+    pub fn complaints(&self) -> Vec<String> {
+        let is_complaint = |line: &&str| line.starts_with("monitor: warn: ") || line.starts_with("monitor: error: ");
+        self.words().lines().filter(is_complaint).map(str::to_owned).collect()
+    }
+
+    /// What its descriptors lead to; what was just closed is left out.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn open_files(&self) -> Result<Vec<PathBuf>> {
+        let entries = fs::read_dir(format!("/proc/{}/fd", self.pid())).context("the agent has ended")?;
+        Ok(entries.flatten().filter_map(|entry| fs::read_link(entry.path()).ok()).collect())
     }
 
     /// Asks, and expects JSON with status 200.

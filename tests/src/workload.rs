@@ -6,8 +6,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{
     io::{BufRead, BufReader, Write},
+    os::fd::AsRawFd,
     path::PathBuf,
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    time::Duration,
 };
 
 /// A process that does as it is told and counts it. Killed on drop.
@@ -79,6 +81,22 @@ impl Workload {
             Some(error) => bail!("{error}"),
             None => Ok(report),
         }
+    }
+
+    /// Waits for its report, for at most so long.
+    ///
+    /// # Errors
+    /// It could not do it, or ended.
+    pub fn receive_soon(&mut self, patience: Duration) -> Result<Option<Value>> {
+        if self.reports.buffer().is_empty() {
+            let mut poll = libc::pollfd { fd: self.reports.get_ref().as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one structure, as the count says.
+            let ready = unsafe { libc::poll(&raw mut poll, 1, patience.as_millis() as libc::c_int) };
+            if ready == 0 {
+                return Ok(None);
+            }
+        }
+        self.receive().map(Some)
     }
 
     /// Waits for its end, which must have been brought about.

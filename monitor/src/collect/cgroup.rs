@@ -1,5 +1,6 @@
 //! Names of cgroups: walked once at start, found by id after that where no record told of them.
 
+use super::descriptors::{self, Absent};
 use crate::{ids::CgroupId, kernel::support::CgroupHierarchy};
 use procfs::process::Process;
 use std::{
@@ -35,19 +36,23 @@ impl CgroupFiles {
         Self { hierarchy }
     }
 
-    /// All cgroups there are, parents before their children.
-    pub fn walk(&self) -> Vec<(CgroupId, Arc<str>)> {
-        let Some(mount) = self.hierarchy.mount() else { return Vec::new() };
-        let mut found = Vec::new();
+    /// All cgroups there are, parents before their children; and the worst reason why some of them could not be told, where
+    /// there is any.
+    pub fn walk(&self) -> (Vec<(CgroupId, Arc<str>)>, Option<Absent>) {
+        let (mut found, mut worst) = (Vec::new(), None);
+        let Some(mount) = self.hierarchy.mount() else { return (found, worst) };
         let mut left = vec![mount.to_path_buf()];
         while let Some(directory) = left.pop() {
             // Gone meanwhile is as good as never there.
-            let Some(cgroup) = self.describe(&directory) else { continue };
-            found.push(cgroup);
-            let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-            left.extend(entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|e| e.path()));
+            match self.describe(&directory).and_then(|cgroup| Ok((cgroup, children(&directory)?))) {
+                Ok((cgroup, children)) => {
+                    found.push(cgroup);
+                    left.extend(children);
+                }
+                Err(absent) => worst = worst.max(Some(absent)),
+            }
         }
-        found
+        (found, worst)
     }
 
     /// A cgroup and those above it, the root first; nothing when it has gone.
@@ -57,27 +62,28 @@ impl CgroupFiles {
         let mut chain: Vec<_> = directory
             .ancestors()
             .take_while(|above| above.starts_with(mount))
-            .filter_map(|above| self.describe(above))
+            .filter_map(|above| self.describe(above).ok())
             .collect();
         chain.reverse();
         chain
     }
 
-    /// Path of a process's cgroup below the hierarchy's root.
-    pub fn path_of(&self, process: &Process) -> Option<String> {
-        let cgroups = process.cgroups().ok()?;
-        cgroups.into_iter().find(|cgroup| cgroup.hierarchy == self.hierarchy.id()).map(|cgroup| cgroup.pathname)
+    /// Path of a process's cgroup below the hierarchy's root; none where it is in none of that hierarchy.
+    pub fn path_of(&self, process: &Process) -> Result<Option<String>, Absent> {
+        let mut cgroups = process.cgroups()?.into_iter();
+        Ok(cgroups.find(|cgroup| cgroup.hierarchy == self.hierarchy.id()).map(|cgroup| cgroup.pathname))
     }
 
-    fn describe(&self, directory: &Path) -> Option<(CgroupId, Arc<str>)> {
-        let below = directory.strip_prefix(self.hierarchy.mount()?).ok()?;
-        let id = fs::metadata(directory).ok()?.ino();
-        Some((CgroupId(id), format!("/{}", below.to_string_lossy()).into()))
+    fn describe(&self, directory: &Path) -> Result<(CgroupId, Arc<str>), Absent> {
+        let below =
+            self.hierarchy.mount().and_then(|mount| directory.strip_prefix(mount).ok()).ok_or(Absent::Untold)?;
+        let id = fs::metadata(directory)?.ino();
+        Ok((CgroupId(id), format!("/{}", below.to_string_lossy()).into()))
     }
 
     /// The directory of an id: kernfs opens its nodes by their ids.
     fn directory(&self, id: CgroupId) -> Option<PathBuf> {
-        let mount = fs::File::open(self.hierarchy.mount()?).ok()?;
+        let mount = fs::File::open(self.hierarchy.mount()?).inspect_err(descriptors::note).ok()?;
         let mut handle = KernfsHandle { bytes: 8, kind: FILEID_KERNFS, id: id.0.to_ne_bytes() };
         // SAFETY: the handle has the head and length that it says; the descriptor lives.
         let fd = unsafe {
@@ -88,13 +94,25 @@ impl CgroupFiles {
                 libc::O_PATH | libc::O_CLOEXEC,
             )
         };
-        let fd = crate::kernel::syscall::check(fd).ok()?;
+        let fd = crate::kernel::syscall::check(fd).inspect_err(descriptors::note).ok()?;
         // SAFETY: a descriptor that was just opened and belongs to nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         let path = fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
         // A removed one still answers, with a path that is no longer there.
         (!path.as_os_str().as_bytes().ends_with(b" (deleted)")).then_some(path)
     }
+}
+
+/// Directories in a directory.
+fn children(directory: &Path) -> Result<Vec<PathBuf>, Absent> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            children.push(entry.path());
+        }
+    }
+    Ok(children)
 }
 
 #[cfg(test)]
@@ -113,7 +131,7 @@ mod tests {
         fs::create_dir(&inner).unwrap();
         let id = CgroupId(fs::metadata(&inner).unwrap().ino());
         let chain = files.find(id);
-        let walked = files.walk();
+        let (walked, _) = files.walk();
         fs::remove_dir(&inner).unwrap();
         fs::remove_dir(&outer).unwrap();
         let names: Vec<_> = chain.iter().map(|(_, path)| path.to_string()).collect();

@@ -2,12 +2,14 @@
 //! memory controller is in.
 //!
 //! What is idle is not read: a cgroup whose CPU time and memory in use are as they were, and of which no kernel counter moved,
-//! keeps its values for up to [`REFRESH`]. On cgroup v2, where both include everything below, an idle cgroup vouches for all
-//! below it. The two files of that question are kept open, as far as descriptors reach.
+//! keeps its values for up to 30 s. On cgroup v2, where both include everything below, an idle cgroup
+//! vouches for all below it. The two files of that question are kept open, as far as descriptors reach.
 
 use super::{
+    descriptors::{self, Budget, Places},
     files::{Buffer, each_pair, number},
-    pressure,
+    node::Polled,
+    pressure, refresh,
 };
 use crate::{
     ids::CgroupId,
@@ -18,13 +20,10 @@ use crate::{
 use std::{
     collections::HashMap,
     fs::{File, OpenOptions},
-    io::{self, Write as _},
+    io::Write as _,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-/// What is idle is read again after this long.
-pub const REFRESH: Duration = Duration::from_secs(30);
 /// Descriptors kept for one cgroup: CPU time, memory in use, and its peak since the last tick.
 const DESCRIPTORS: usize = 3;
 
@@ -33,17 +32,17 @@ const DESCRIPTORS: usize = 3;
 pub struct CgroupStat {
     mounts: Mounts,
     known: HashMap<CgroupId, Known>,
-    /// How many cgroups may keep descriptors.
-    keepers: usize,
-    keeping: usize,
+    budget: Budget,
     round: u64,
     buffer: Buffer,
 }
 
-/// Where the controllers are.
+/// Where the controllers are that are polled.
 #[derive(Debug)]
 struct Mounts {
     version: Version,
+    polled: Polled,
+    /// Where the cgroups themselves are.
     memory: PathBuf,
     cpu: Option<PathBuf>,
     io: Option<PathBuf>,
@@ -58,15 +57,22 @@ enum Version {
 }
 
 /// What is remembered of one cgroup from tick to tick.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Known {
     round: u64,
-    read_at: Option<BootTime>,
+    /// When it is to be read whether it is idle or not: at once when it is new.
+    refresh_at: BootTime,
     idle: bool,
-    cpu_ns: Option<u64>,
-    current: Option<u64>,
+    use_before: Use,
     peak: Option<u64>,
     kept: Option<Kept>,
+}
+
+/// What tells whether a cgroup is idle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Use {
+    cpu_ns: Option<u64>,
+    current_bytes: Option<u64>,
 }
 
 /// Descriptors of one cgroup.
@@ -76,106 +82,107 @@ struct Kept {
     current: Option<File>,
     /// Tells this descriptor's own peak since it was last reset (Linux 6.12), and changes nobody else's.
     peak: Option<File>,
+    _places: Places,
 }
 
 impl CgroupStat {
-    /// For one hierarchy; none where it is not mounted. `descriptors` are the most it may keep.
-    pub fn new(hierarchy: &CgroupHierarchy, descriptors: usize) -> Option<Self> {
+    /// For one hierarchy, of what is polled; none where it is not mounted. Descriptors that are kept take places of the budget.
+    pub fn new(hierarchy: &CgroupHierarchy, polled: Polled, budget: Budget) -> Option<Self> {
         let memory = hierarchy.mount()?.to_path_buf();
-        let mounts = match hierarchy {
-            CgroupHierarchy::V2 { .. } => Mounts {
-                version: Version::V2,
-                cpu: Some(memory.clone()),
-                io: Some(memory.clone()),
-                pressure: Some(memory.clone()),
-                memory,
-            },
-            CgroupHierarchy::V1 { .. } => Mounts {
-                version: Version::V1,
-                cpu: controller_mount(Some("cpuacct")),
-                io: controller_mount(Some("blkio")),
-                pressure: controller_mount(None),
-                memory,
-            },
+        let (version, cpu, io, pressure) = match hierarchy {
+            CgroupHierarchy::V2 { .. } => {
+                (Version::V2, Some(memory.clone()), Some(memory.clone()), Some(memory.clone()))
+            }
+            CgroupHierarchy::V1 { .. } => (
+                Version::V1,
+                controller_mount(Some("cpuacct")),
+                controller_mount(Some("blkio")),
+                controller_mount(None),
+            ),
         };
-        let (known, keepers) = (HashMap::new(), descriptors / DESCRIPTORS);
-        Some(Self { mounts, known, keepers, keeping: 0, round: 0, buffer: Buffer::default() })
+        let (cpu, io) = (cpu.filter(|_| polled.cpu), io.filter(|_| polled.io));
+        let mounts = Mounts { version, polled, memory, cpu, io, pressure };
+        Some(Self { mounts, known: HashMap::new(), budget, round: 0, buffer: Buffer::default() })
     }
 
-    /// Reads those that are not idle. `cgroups` has parents before children, and all there are.
+    /// Reads those that are not idle, or are to be refreshed. `cgroups` has parents before children, and all there are.
     pub fn read(&mut self, cgroups: &[Watched], now: BootTime) -> Vec<(CgroupId, CgroupReading)> {
         self.round += 1;
         let mut readings = Vec::new();
         for cgroup in cgroups {
-            let parent_idle = self.mounts.version == Version::V2
-                && cgroup.parent.and_then(|parent| self.known.get(&parent)).is_some_and(|parent| parent.idle);
+            let parent_idle =
+                self.mounts.version == Version::V2 && cgroup.parent.is_some_and(|parent| self.is_idle(parent));
             if let Some(reading) = self.visit(cgroup, parent_idle, now) {
                 readings.push((cgroup.id, reading));
             }
         }
         let round = self.round;
-        let keeping = &mut self.keeping;
-        self.known.retain(|_, known| {
-            let stays = known.round == round;
-            *keeping -= usize::from(!stays && known.kept.is_some());
-            stays
-        });
+        self.known.retain(|_, known| known.round == round);
         readings
     }
 
-    /// One cgroup: none when it is idle, or has gone.
+    /// Whether nothing moved in a cgroup when it was last looked at, though it may have been read to refresh its values.
+    pub fn is_idle(&self, id: CgroupId) -> bool {
+        self.known.get(&id).is_some_and(|known| known.idle)
+    }
+
+    /// One cgroup: none when it is idle, when it has gone, and when it cannot be read now.
     fn visit(&mut self, cgroup: &Watched, parent_idle: bool, now: BootTime) -> Option<CgroupReading> {
+        let Self { mounts, known, budget, buffer, .. } = self;
         let is_root = &*cgroup.path == "/";
         let below = cgroup.path.trim_start_matches('/');
-        let known = self.known.entry(cgroup.id).or_insert_with(|| {
-            let kept = (self.keeping < self.keepers).then(|| Kept::open(&self.mounts, below));
-            self.keeping += usize::from(kept.is_some());
-            Known { round: 0, read_at: None, idle: false, cpu_ns: None, current: None, peak: None, kept }
-        });
+        let known = known.entry(cgroup.id).or_default();
         known.round = self.round;
-        let fresh = known.read_at.is_some_and(|read_at| now.since(read_at) < REFRESH);
-        if fresh && parent_idle && !cgroup.moved {
+        let is_due = now >= known.refresh_at;
+        if !is_due && parent_idle && !cgroup.moved {
             known.idle = true;
             return None;
         }
-        let (cpu_ns, current) = match &known.kept {
-            Some(kept) => kept.read(self.mounts.version, &mut self.buffer),
-            None => Kept::open(&self.mounts, below).read(self.mounts.version, &mut self.buffer),
+        buffer.begin();
+        if known.kept.is_none() {
+            known.kept = Kept::open(mounts, below, budget);
+        }
+        let in_use = match &known.kept {
+            Some(kept) => kept.read(mounts.version, buffer),
+            None => mounts.read_use(below, buffer),
         };
-        let unchanged = (cpu_ns, current) == (known.cpu_ns, known.current);
-        known.idle = fresh && unchanged && !cgroup.moved && !is_root;
-        (known.cpu_ns, known.current) = (cpu_ns, current);
-        if known.idle {
+        // For want of descriptors it is neither idle nor gone.
+        if buffer.failures().want {
+            known.idle = false;
             return None;
         }
-        let reading = self.mounts.reading(below, known, &mut self.buffer)?;
-        known.read_at = Some(now);
-        Some(reading)
+        known.idle = in_use == known.use_before && mounts.tells_use() && !cgroup.moved && !is_root;
+        known.use_before = in_use;
+        if known.idle && !is_due {
+            return None;
+        }
+        let reading = mounts.reading(below, known, buffer);
+        if is_due || reading.is_none() {
+            known.refresh_at = if reading.is_some() { refresh::next(cgroup.id.0, now) } else { now };
+        }
+        reading
     }
 }
 
 impl Kept {
-    fn open(mounts: &Mounts, below: &str) -> Self {
-        let (cpu, current) = match mounts.version {
-            Version::V1 => ("cpuacct.usage", "memory.usage_in_bytes"),
-            Version::V2 => ("cpu.stat", "memory.current"),
+    /// Opens what there is of the files that are kept; none without places or descriptors for them.
+    fn open(mounts: &Mounts, below: &str, budget: &Budget) -> Option<Self> {
+        let mut places = budget.take(DESCRIPTORS)?;
+        let open = |path: PathBuf| match File::open(path) {
+            Err(error) if descriptors::is_want(&error) => None,
+            file => Some(file.ok()),
         };
-        Self {
-            cpu: mounts.cpu.as_ref().and_then(|mount| File::open(mount.join(below).join(cpu)).ok()),
-            current: File::open(mounts.memory.join(below).join(current)).ok(),
-            peak: resettable_peak(&mounts.memory.join(below)),
-        }
+        let [cpu, current] = mounts.files_of_use(below).map(|path| path.map_or(Some(None), open));
+        let (cpu, current) = (cpu?, current?);
+        let peak = if mounts.polled.memory { resettable_peak(&mounts.memory.join(below)) } else { None };
+        let count = [&cpu, &current, &peak].into_iter().flatten().count();
+        places.keep(count);
+        (count > 0).then_some(Self { cpu, current, peak, _places: places })
     }
 
-    /// CPU time used, in nanoseconds, and memory in use, in bytes.
-    fn read(&self, version: Version, buffer: &mut Buffer) -> (Option<u64>, Option<u64>) {
-        let mut read = |file: &File, parse: fn(&str) -> Option<u64>| parse(buffer.reread(file).ok()?);
-        let plain = |text: &str| text.trim().parse().ok();
-        let cpu_ns = self.cpu.as_ref().and_then(|file| match version {
-            Version::V1 => read(file, plain),
-            Version::V2 => read(file, |text| Some(first_value(text, "usage_usec")? * 1000)),
-        });
-        (cpu_ns, self.current.as_ref().and_then(|file| read(file, plain)))
+    fn read(&self, version: Version, buffer: &mut Buffer) -> Use {
+        let cpu_ns = self.cpu.as_ref().and_then(|file| parse_cpu(version, buffer.reread(file).ok()?));
+        Use { cpu_ns, current_bytes: self.current.as_ref().and_then(|file| number(buffer.reread(file))) }
     }
 
     /// The peak since the last call, which begins the next one.
@@ -187,9 +194,18 @@ impl Kept {
     }
 }
 
+/// CPU time used, in nanoseconds.
+fn parse_cpu(version: Version, text: &str) -> Option<u64> {
+    match version {
+        Version::V1 => text.trim().parse().ok(),
+        Version::V2 => Some(first_value(text, "usage_usec")? * 1000),
+    }
+}
+
 /// A descriptor of memory.peak whose own peak can be reset; none before Linux 6.12.
 fn resettable_peak(directory: &Path) -> Option<File> {
-    let mut file = OpenOptions::new().read(true).write(true).open(directory.join("memory.peak")).ok()?;
+    let opened = OpenOptions::new().read(true).write(true).open(directory.join("memory.peak"));
+    let mut file = opened.inspect_err(descriptors::note).ok()?;
     file.write_all(b"reset\n").ok()?;
     Some(file)
 }
@@ -199,22 +215,45 @@ fn first_value(text: &str, name: &str) -> Option<u64> {
 }
 
 impl Mounts {
-    /// Everything about one cgroup; none when it has gone.
+    /// Whether anything is polled that tells when a cgroup is idle.
+    fn tells_use(&self) -> bool {
+        self.cpu.is_some() || self.polled.memory
+    }
+
+    /// The files of a cgroup's CPU time and of its memory in use; none of what is not polled.
+    fn files_of_use(&self, below: &str) -> [Option<PathBuf>; 2] {
+        let (cpu, current) = match self.version {
+            Version::V1 => ("cpuacct.usage", "memory.usage_in_bytes"),
+            Version::V2 => ("cpu.stat", "memory.current"),
+        };
+        let memory = self.polled.memory.then(|| self.memory.join(below).join(current));
+        [self.cpu.as_ref().map(|mount| mount.join(below).join(cpu)), memory]
+    }
+
+    fn read_use(&self, below: &str, buffer: &mut Buffer) -> Use {
+        let [cpu, current] = self.files_of_use(below);
+        let cpu_ns = cpu.and_then(|path| parse_cpu(self.version, buffer.read(&path).ok()?));
+        Use { cpu_ns, current_bytes: current.and_then(|path| number(buffer.read(&path))) }
+    }
+
+    /// Everything about one cgroup, of one time; none when it has gone, also while it was read, or could not be read whole.
     fn reading(&self, below: &str, known: &mut Known, buffer: &mut Buffer) -> Option<CgroupReading> {
         let memory = self.memory_reading(&self.memory.join(below), known, buffer);
         let (io, throttled) = match self.version {
             Version::V1 => (self.io_v1(below, buffer), None),
             Version::V2 => (self.io_v2(below, buffer), self.throttled(below, buffer)),
         };
-        if memory.is_none() && known.cpu_ns.is_none() && !self.memory.join(below).exists() {
+        let (pressure, cpu_usage_ns) = (self.pressures(below, buffer), known.use_before.cpu_ns);
+        let failures = buffer.failures();
+        // Many a kernel lacks one of the files for good.
+        if failures.want || failures.gone || failures.missing && !self.memory.join(below).exists() {
             return None;
         }
-        let pressure = self.pressures(below, buffer);
-        Some(CgroupReading { memory, cpu_usage_ns: known.cpu_ns, throttled, io, pressure })
+        Some(CgroupReading { memory, cpu_usage_ns, throttled, io, pressure })
     }
 
     fn memory_reading(&self, directory: &Path, known: &mut Known, buffer: &mut Buffer) -> Option<MemoryReading> {
-        let mut memory = MemoryReading { current_bytes: known.current?, ..MemoryReading::default() };
+        let mut memory = MemoryReading { current_bytes: known.use_before.current_bytes?, ..MemoryReading::default() };
         match self.version {
             Version::V1 => read_v1(directory, &mut memory, buffer)?,
             Version::V2 => read_v2(directory, &mut memory, buffer)?,
@@ -259,8 +298,14 @@ impl Mounts {
         let Some(mount) = &self.pressure else { return Pressures::default() };
         // On hybrid hosts the root would be the host, but a cgroup of the same name need not be the same.
         let directory = mount.join(below);
-        let mut read = |name: &str| pressure::of(buffer.read(&directory.join(name)));
-        Pressures { cpu: read("cpu.pressure"), memory: read("memory.pressure"), io: read("io.pressure") }
+        let mut read =
+            |is_polled: bool, name: &str| is_polled.then(|| pressure::of(buffer.read(&directory.join(name)))).flatten();
+        let Polled { cpu, memory, io } = self.polled;
+        Pressures {
+            cpu: read(cpu, "cpu.pressure"),
+            memory: read(memory, "memory.pressure"),
+            io: read(io, "io.pressure"),
+        }
     }
 }
 
@@ -358,28 +403,11 @@ fn parse_blkio(text: &str, is_bytes: bool, all: &mut Vec<IoReading>) {
     }
 }
 
-/// Raises the limit on open files as far as it goes, and tells how many of them cgroups may keep: half.
-pub fn descriptors() -> usize {
-    /// More are of no use: each costs the kernel some 4 KiB.
-    const MOST: u64 = 12_288;
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a valid place for the answer, and then the same limit with a larger soft part.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
-            return 0;
-        }
-        limit.rlim_cur = limit.rlim_max.min(2 * MOST);
-        if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) != 0 {
-            log::debug!("the limit on open files stays: {}", io::Error::last_os_error());
-            libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        }
-    }
-    (limit.rlim_cur / 2).min(MOST) as usize
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::log_lines, *};
+
+    const SECOND: u64 = 1_000_000_000;
 
     #[test]
     fn io_of_either_version_is_told_by_device() {
@@ -392,6 +420,9 @@ mod tests {
         assert_eq!(v1, v2[..1]);
     }
 
+    const ALL: Polled = Polled { cpu: true, memory: true, io: true };
+    const PLACES: usize = 64;
+
     /// Directories with files as a kernel would have them.
     struct Fake {
         directory: tempfile::TempDir,
@@ -402,7 +433,8 @@ mod tests {
         fn v2() -> Self {
             let directory = tempfile::tempdir().unwrap();
             let hierarchy = CgroupHierarchy::V2 { mount: Some(directory.path().into()) };
-            let fake = Self { stat: CgroupStat::new(&hierarchy, 64).unwrap(), directory };
+            let stat = CgroupStat::new(&hierarchy, ALL, Budget::new(PLACES)).unwrap();
+            let fake = Self { stat, directory };
             fake.write("cpu.stat", "usage_usec 9\n");
             for cgroup in ["a", "a/b"] {
                 std::fs::create_dir(fake.directory.path().join(cgroup)).unwrap();
@@ -428,45 +460,123 @@ mod tests {
                     path: path.into(),
                     moved: moved.contains(&id),
                 });
-            self.stat.read(&watched, BootTime(second * 1_000_000_000)).into_iter().map(|(id, _)| id.0).collect()
+            self.stat.read(&watched, BootTime(second * SECOND)).into_iter().map(|(id, _)| id.0).collect()
         }
     }
 
     #[test]
-    fn what_is_idle_is_not_read_until_it_is_stale() {
+    fn what_is_idle_is_not_read_until_it_is_refreshed() {
         let mut fake = Fake::v2();
-        assert_eq!(fake.read(0, &[]), [1, 2, 3]);
-        assert_eq!(fake.read(1, &[]), [1], "nothing but the root, which is never idle");
-        assert_eq!(fake.read(2, &[2, 3]), [1, 2, 3], "kernel counters moved");
+        // Within the first half of the period, in which neither /a nor /a/b is refreshed.
+        assert_eq!(fake.read(60, &[]), [1, 2, 3]);
+        let due = |id| refresh::next(id, BootTime(60 * SECOND)).since(BootTime(65 * SECOND));
+        assert!(!due(2).is_zero() && !due(3).is_zero());
+        assert_eq!(fake.read(61, &[]), [1], "nothing but the root, which is never idle");
+        assert_eq!(fake.read(62, &[2, 3]), [1, 2, 3], "kernel counters moved");
         fake.write("a/cpu.stat", "usage_usec 6\n");
-        assert_eq!(fake.read(3, &[]), [1, 2], "CPU time moved above, not below");
+        assert_eq!(fake.read(63, &[]), [1, 2], "CPU time moved above, not below");
         fake.write("a/b/memory.current", "4096\n");
-        assert_eq!(fake.read(4, &[]), [1], "what is above vouches for it: there, nothing moved");
+        assert_eq!(fake.read(64, &[]), [1], "what is above vouches for it: there, nothing moved");
         fake.write("a/memory.current", "4096\n");
-        assert_eq!(fake.read(5, &[]), [1, 2, 3]);
-        assert_eq!(fake.read(35, &[]), [1, 2, 3], "30 s old");
+        assert_eq!(fake.read(65, &[]), [1, 2, 3]);
+        let read: Vec<_> = (66..96).flat_map(|second| fake.read(second, &[])).filter(|id| *id != 1).collect();
+        assert!(read == [2, 3] || read == [3, 2], "each once in 30 s: {read:?}");
+        assert!(fake.stat.is_idle(CgroupId(2)), "being refreshed is not being busy");
+    }
+
+    #[test]
+    fn what_is_first_read_in_one_tick_is_not_refreshed_in_one() {
+        let mut fake = Fake::v2();
+        let watched: Vec<_> =
+            (0..300).map(|id| Watched { id: CgroupId(id), parent: None, path: "/a".into(), moved: false }).collect();
+        let mut read = |second: u64| fake.stat.read(&watched, BootTime(second * SECOND)).len();
+        assert_eq!((read(60), read(60)), (300, 0));
+        let refreshed: Vec<_> = (61..91).map(read).collect();
+        assert_eq!(refreshed.iter().sum::<usize>(), 300, "{refreshed:?}");
+        assert!(refreshed.iter().all(|&count| count <= 20), "{refreshed:?}");
     }
 
     #[test]
     fn what_has_gone_is_left_out_and_its_descriptors_are_closed() {
         let mut fake = Fake::v2();
         fake.read(0, &[]);
-        assert_eq!(fake.stat.keeping, 3);
+        // The files of CPU time and memory, but for the root, which has no memory.
+        assert_eq!(fake.stat.budget.left(), PLACES - 5);
         std::fs::remove_dir_all(fake.directory.path().join("a/b")).unwrap();
         fake.stat.known.clear();
-        fake.stat.keeping = 0;
         assert_eq!(fake.read(1, &[]), [1, 2]);
         fake.stat.read(&[], BootTime(2));
-        assert_eq!((fake.stat.keeping, fake.stat.known.len()), (0, 0));
+        assert_eq!((fake.stat.budget.left(), fake.stat.known.len()), (PLACES, 0));
     }
 
     #[test]
-    fn descriptors_may_run_out() {
+    fn places_may_run_out() {
         let mut fake = Fake::v2();
-        fake.stat.keepers = 1;
+        let _taken = fake.stat.budget.take(PLACES - 3).unwrap();
         assert_eq!(fake.read(0, &[]), [1, 2, 3]);
-        assert_eq!(fake.stat.keeping, 1);
+        assert_eq!(fake.stat.known.values().filter(|known| known.kept.is_some()).count(), 1);
         assert_eq!(fake.read(1, &[]), [1]);
+    }
+
+    #[test]
+    fn each_read_may_fail_and_nothing_is_told_of_half_a_cgroup() {
+        let lines = log_lines::during(|| {
+            for number in [libc::ENODEV, libc::EMFILE] {
+                for at in 0..40 {
+                    let mut fake = Fake::v2();
+                    fake.stat.buffer.fault = Some((at, number));
+                    let whole = fake.read(0, &[]);
+                    let fault = fake.stat.buffer.fault.take();
+                    let has_failed = fault.is_some_and(|(left, _)| left > u32::MAX / 2);
+                    assert_eq!(whole.len(), if has_failed { 2 } else { 3 }, "read {at}, {number}");
+                    if at == 0 {
+                        assert!(has_failed);
+                    }
+                    let again = fake.read(1, &[]);
+                    let left_out: Vec<_> = [2, 3].into_iter().filter(|id| !whole.contains(id)).collect();
+                    assert!(left_out.iter().all(|id| again.contains(id)), "read {at}, {number}: {again:?}");
+                }
+            }
+        });
+        assert_eq!(lines, Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_cgroup_that_vanishes_after_its_files_were_opened_is_gone_without_a_word() {
+        let hierarchy = crate::kernel::support::probe().facts.cgroup;
+        let mount = hierarchy.mount().expect("this test needs a mounted cgroup hierarchy").to_path_buf();
+        let directory = mount.join(format!("monitor-unit-gone-{}", std::process::id()));
+        std::fs::create_dir(&directory).expect("this test makes a cgroup, which needs root");
+        let path = format!("/{}", directory.file_name().unwrap().to_string_lossy());
+        let watched = [Watched { id: CgroupId(2), parent: None, path: path.into(), moved: true }];
+        let mut stat = CgroupStat::new(&hierarchy, ALL, Budget::new(PLACES)).unwrap();
+        let first = stat.read(&watched, BootTime(0)).len();
+        let kept = stat.known[&CgroupId(2)].kept.is_some();
+        std::fs::remove_dir(&directory).unwrap();
+        let lines = log_lines::during(|| assert_eq!(stat.read(&watched, BootTime(SECOND)), Vec::new()));
+        assert_eq!((first, kept, lines), (1, true, Vec::<String>::new()));
+        stat.read(&[], BootTime(2 * SECOND));
+        assert_eq!(stat.budget.left(), PLACES);
+    }
+
+    #[test]
+    fn what_is_not_polled_is_not_read() {
+        let parts = |polled| {
+            let fake = Fake::v2();
+            fake.write("a/io.stat", "8:0 rbytes=1\n");
+            let hierarchy = CgroupHierarchy::V2 { mount: Some(fake.directory.path().into()) };
+            let mut stat = CgroupStat::new(&hierarchy, polled, Budget::new(PLACES)).unwrap();
+            let watched = [Watched { id: CgroupId(2), parent: None, path: "/a".into(), moved: false }];
+            let (_, reading) = stat.read(&watched, BootTime(0)).remove(0);
+            let kept = PLACES - stat.budget.left();
+            let cpu = (reading.cpu_usage_ns.is_some(), reading.throttled.is_some());
+            (cpu, reading.memory.is_some(), reading.io.is_some(), kept)
+        };
+        assert_eq!(parts(ALL), ((true, true), true, true, 2));
+        assert_eq!(parts(Polled { cpu: false, ..ALL }), ((false, false), true, true, 1));
+        assert_eq!(parts(Polled { memory: false, ..ALL }), ((true, true), false, true, 1));
+        assert_eq!(parts(Polled { io: false, ..ALL }), ((true, true), true, false, 2));
+        assert_eq!(parts(Polled { cpu: false, memory: false, io: true }), ((false, false), false, true, 0));
     }
 
     #[test]

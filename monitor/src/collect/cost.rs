@@ -6,7 +6,7 @@ use crate::{
     kernel::program::{StatisticsWindow, statistics_always_on},
     time::BootTime,
 };
-use std::fs;
+use std::{fs::File, os::unix::fs::FileExt as _};
 
 /// Keeps count of what the agent costs.
 pub struct CostMeter {
@@ -14,11 +14,13 @@ pub struct CostMeter {
     always_on: bool,
     /// When processor time was last read, and what it was.
     last: Option<(BootTime, f64)>,
+    /// /proc/self/statm, kept open: it can be read when there is no descriptor left.
+    statm: Option<File>,
 }
 
 impl Default for CostMeter {
     fn default() -> Self {
-        Self { window: None, always_on: statistics_always_on(), last: None }
+        Self { window: None, always_on: statistics_always_on(), last: None, statm: File::open("/proc/self/statm").ok() }
     }
 }
 
@@ -55,7 +57,7 @@ impl CostMeter {
         Cost {
             cpu_seconds_total,
             cpu_ratio,
-            resident_bytes: resident_bytes(),
+            resident_bytes: self.statm.as_ref().and_then(resident_bytes).unwrap_or_default(),
             map_bytes: collector.map_bytes(),
             programs: programs.collect(),
         }
@@ -73,7 +75,9 @@ fn cpu_seconds() -> f64 {
 }
 
 /// Second field of /proc/self/statm, in pages.
-fn resident_bytes() -> u64 {
-    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or_default() * procfs::page_size()
+fn resident_bytes(statm: &File) -> Option<u64> {
+    let mut text = [0; 128];
+    let length = statm.read_at(&mut text, 0).ok()?;
+    let pages = str::from_utf8(&text[..length]).ok()?.split(' ').nth(1)?.parse::<u64>().ok()?;
+    Some(pages * procfs::page_size())
 }

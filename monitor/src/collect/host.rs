@@ -2,6 +2,7 @@
 
 use super::{
     files::{Buffer, each_pair},
+    node::Polled,
     pressure,
 };
 use crate::reading::{CpuTimes, DiskReading, HostMemory, HostReading, InterfaceReading, Pressures};
@@ -19,15 +20,26 @@ pub struct Host {
 }
 
 impl Host {
-    /// Processors, memory, load and pressure; disks and interfaces. What cannot be read is left out.
-    pub fn read(&mut self, cpu: bool, io: bool) -> HostReading {
+    /// Processors with load; memory; disks and interfaces; pressure of each. What cannot be read is left out.
+    pub fn read(&mut self, polled: Polled) -> HostReading {
         let mut host = HostReading::default();
-        if cpu {
+        if polled.cpu {
             self.read_cpu(&mut host);
         }
-        if io {
+        if polled.memory {
+            host.memory = self.buffer.read(Path::new("/proc/meminfo")).ok().map(parse_memory);
+        }
+        if polled.io {
             self.read_io(&mut host);
         }
+        let mut pressure = |is_polled: bool, name: &str| {
+            is_polled.then(|| pressure::of(self.buffer.read(&Path::new("/proc/pressure").join(name)))).flatten()
+        };
+        host.pressure = Pressures {
+            cpu: pressure(polled.cpu, "cpu"),
+            memory: pressure(polled.memory, "memory"),
+            io: pressure(polled.io, "io"),
+        };
         host
     }
 
@@ -36,9 +48,6 @@ impl Host {
             (host.cpu, host.cpus) = parse_cpus(text);
         }
         host.load = self.buffer.read(Path::new("/proc/loadavg")).ok().and_then(parse_load);
-        host.memory = self.buffer.read(Path::new("/proc/meminfo")).ok().map(parse_memory);
-        let mut read = |name: &str| pressure::of(self.buffer.read(&Path::new("/proc/pressure").join(name)));
-        host.pressure = Pressures { cpu: read("cpu"), memory: read("memory"), io: read("io") };
     }
 
     fn read_io(&mut self, host: &mut HostReading) {
@@ -173,8 +182,16 @@ mod tests {
 
     #[test]
     fn this_machine_is_read() {
-        let host = Host::default().read(true, true);
+        let all = Polled { cpu: true, memory: true, io: true };
+        let host = Host::default().read(all);
         assert!(host.memory.unwrap().total_bytes > 0 && !host.cpus.is_empty() && host.load.is_some());
         assert!(host.interfaces.iter().any(|interface| interface.name == "lo"));
+        let read = |polled| {
+            let host = Host::default().read(polled);
+            (!host.cpus.is_empty() || host.load.is_some(), host.memory.is_some(), !host.interfaces.is_empty())
+        };
+        assert_eq!(read(Polled { cpu: false, ..all }), (false, true, true));
+        assert_eq!(read(Polled { memory: false, ..all }), (true, false, true));
+        assert_eq!(read(Polled { io: false, ..all }), (true, true, false));
     }
 }

@@ -6,16 +6,21 @@ pub mod cgroup;
 pub mod cgroup_stat;
 pub mod container;
 pub mod cost;
+pub mod descriptors;
 mod files;
 pub mod gpu;
 pub mod host;
 pub mod lifecycle;
+#[cfg(test)]
+mod log_lines;
 pub mod node;
 pub mod page_fault;
 mod pressure;
 mod probe;
 pub mod process;
+mod process_queue;
 pub mod process_stat;
+mod refresh;
 
 use crate::{
     coverage::{Coverage, Refusal, State},

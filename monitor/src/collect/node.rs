@@ -1,19 +1,18 @@
 //! Everything that is polled once a tick, besides the kernel programs' counters: the machine, its cgroups, its processes.
 
-use super::{
-    cgroup_stat::{self, CgroupStat},
-    host::Host,
-    process_stat::ProcessStat,
-};
-use crate::{kernel::support::CgroupHierarchy, model::Model, reading::Readings, time::BootTime};
+use super::{cgroup_stat::CgroupStat, descriptors::Budget, host::Host, process_stat::ProcessStat};
+use crate::{ids::CgroupId, kernel::support::CgroupHierarchy, model::Model, reading::Readings, time::BootTime};
 use std::collections::HashSet;
 
-/// What to poll.
+/// What to poll, of the machine, of cgroups and of processes alike. Nothing is opened or read for what is not polled, but for
+/// /proc/PID/stat, which tells whether a process still is the one that it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Polled {
-    /// Processors and memory: of the machine, of cgroups and of processes.
+    /// Processors: time used, throttling, load, pressure.
     pub cpu: bool,
-    /// Disks and network interfaces of the machine.
+    /// Memory: limits, use, peaks, events, pressure.
+    pub memory: bool,
+    /// Disks, network interfaces, and who uses storage; pressure.
     pub io: bool,
 }
 
@@ -27,22 +26,35 @@ pub struct Node {
 }
 
 impl Node {
-    /// Opens nothing yet.
-    pub fn new(polled: Polled, hierarchy: &CgroupHierarchy) -> Self {
-        let cgroups = polled.cpu.then(|| CgroupStat::new(hierarchy, cgroup_stat::descriptors())).flatten();
-        Self { polled, host: Host::default(), cgroups, processes: ProcessStat::default() }
+    /// Opens nothing yet. Cgroups and processes share the budget of files that are kept open.
+    pub fn new(polled: Polled, hierarchy: &CgroupHierarchy, budget: &Budget) -> Self {
+        let cgroups = polled.anything().then(|| CgroupStat::new(hierarchy, polled, budget.clone())).flatten();
+        Self { polled, host: Host::default(), cgroups, processes: ProcessStat::new(polled, budget.clone()) }
     }
 
-    /// Reads what has moved, as far as the model knows who is there.
+    /// Reads what has moved or is to be refreshed, as far as the model knows who is there.
     pub fn read(&mut self, model: &Model, now: BootTime) -> Readings {
-        let Polled { cpu, io } = self.polled;
-        let host = (cpu || io).then(|| self.host.read(cpu, io));
-        let cgroups = match &mut self.cgroups {
-            Some(cgroups) => cgroups.read(&model.watched(), now),
-            None => Vec::new(),
+        if !self.polled.anything() {
+            return Readings::default();
+        }
+        let host = Some(self.host.read(self.polled));
+        let (cgroups, busy) = match &mut self.cgroups {
+            Some(stat) => {
+                let cgroups = stat.read(&model.watched(), now);
+                let busy: HashSet<CgroupId> =
+                    cgroups.iter().map(|(id, _)| *id).filter(|id| !stat.is_idle(*id)).collect();
+                (cgroups, Some(busy))
+            }
+            None => (Vec::new(), None),
         };
-        let busy: HashSet<_> = cgroups.iter().map(|(id, _)| *id).collect();
-        let processes = if cpu { self.processes.read(model.candidates(&busy)) } else { Vec::new() };
+        let processes = self.processes.read(model.process_changes(), busy.as_ref(), now);
         Readings { cgroups, processes, host }
+    }
+}
+
+impl Polled {
+    /// Whether there is anything to poll.
+    pub const fn anything(self) -> bool {
+        self.cpu || self.memory || self.io
     }
 }

@@ -2,19 +2,25 @@
 //! their memory is their own, and how many files they have open.
 //!
 //! Only what runs is read. A process is looked at when kernel counters of it moved, when it had changed the last time, or when
-//! its cgroup is not idle; one that was found unchanged is looked at less and less often, down to every eighth tick.
+//! its cgroup is not idle; one that was found unchanged is looked at less and less often, down to every eighth tick. Those
+//! that rest are read once in 30 s all the same.
 
 use super::{
+    descriptors::{Absent, Budget, Places},
     files::{Buffer, each_pair},
+    node::Polled,
     process,
+    process_queue::{ProcessQueue, Turn},
+    refresh,
 };
 use crate::{
-    ids::{ProcessId, ProcessKey, TICK_NS, Tgid},
-    reading::{Candidate, ProcessReading, Resident, Shares, Storage},
+    ids::{CgroupId, ProcessId, ProcessKey, TICK_NS},
+    reading::{ProcessChange, ProcessReading, Resident, Shares, Storage},
+    time::BootTime,
 };
 use std::{
     cmp::Reverse,
-    collections::{HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry},
     fs::{self, File},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     os::unix::fs::MetadataExt as _,
@@ -41,33 +47,44 @@ const SHARES_AGE: u64 = 30;
 const MOST_KEPT: usize = 512;
 
 /// Reads processes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct ProcessStat {
+    polled: Polled,
     known: HashMap<ProcessKey, Known>,
+    queue: ProcessQueue,
+    /// Those whose shares are to be read, the next first.
+    wishes: BTreeSet<Wish>,
     /// /proc/PID/stat of some that go on changing.
-    kept: HashMap<ProcessKey, File>,
+    kept: HashMap<ProcessKey, (File, Places)>,
+    budget: Budget,
     tick: u64,
+    now: BootTime,
     /// When shares were last thought of, and how many seconds for them were left: one that took longer leaves a debt.
     shares_time: Option<(Instant, f64)>,
     buffer: Buffer,
 }
 
+/// Those first whose shares were never read, then those not for longest, the busiest first.
+type Wish = (Option<u64>, Reverse<u64>, ProcessKey);
+
 /// What is remembered of one process.
 #[derive(Clone, Copy, Debug)]
 struct Known {
     id: ProcessId,
-    seen: u64,
+    cgroup: CgroupId,
     cpu_ns: u64,
     faults: u64,
     /// Faults between the last two looks: how busy it is.
     new_faults: u64,
-    /// Whether it had changed when it was last looked at.
+    /// Whether it had changed when it was last looked at, or could not be.
     changed: bool,
     /// Unchanged looks in a row.
     still: u32,
-    /// When to look again.
+    /// When to look again; 0 before the first time.
     next: u64,
-    /// When it is read in full at the latest, and its resident memory when it was.
+    /// When it is read in full whether it rests or not.
+    refresh_at: BootTime,
+    /// When it is read in full at the latest while it goes on changing, and its resident memory when it was.
     full_at: u64,
     resident_bytes: u64,
     /// Whether its shares are to be read, and when and of how much memory they were.
@@ -79,120 +96,228 @@ struct Known {
 }
 
 impl ProcessStat {
-    /// Reads those that are not at rest; `candidates` are all there are.
-    pub fn read(&mut self, candidates: impl Iterator<Item = Candidate>) -> Vec<(ProcessId, ProcessReading)> {
+    /// Of what is polled. Files that are kept open take places of the budget.
+    pub fn new(polled: Polled, budget: Budget) -> Self {
+        Self {
+            polled,
+            known: HashMap::new(),
+            queue: ProcessQueue::default(),
+            wishes: BTreeSet::new(),
+            kept: HashMap::new(),
+            budget,
+            tick: 0,
+            now: BootTime::default(),
+            shares_time: None,
+            buffer: Buffer::default(),
+        }
+    }
+
+    /// Reads those that are not at rest, and those that are to be refreshed. `changes` are all that something happened to since
+    /// the last call, `busy` the cgroups that are not idle: none where nobody knows.
+    pub fn read(
+        &mut self,
+        changes: impl Iterator<Item = ProcessChange>,
+        busy: Option<&HashSet<CgroupId>>,
+        now: BootTime,
+    ) -> Vec<(ProcessId, ProcessReading)> {
         self.tick += 1;
+        self.now = now;
+        let mut due: BTreeMap<ProcessKey, bool> = changes.filter_map(|change| self.hear(change)).collect();
+        for key in self.queue.take_due(self.tick, now, busy) {
+            due.entry(key).or_default();
+        }
         let mut readings = Vec::new();
-        for candidate in candidates {
-            if let Some(reading) = self.visit(candidate) {
-                readings.push((candidate.id, reading));
+        for (key, moved) in due {
+            if let Some(reading) = self.visit(key, moved) {
+                readings.push(reading);
             }
         }
-        let tick = self.tick;
-        self.known.retain(|_, known| known.seen == tick);
-        let known = &self.known;
-        self.kept.retain(|key, _| known.get(key).is_some_and(|known| known.still < 2));
         self.add_shares(&mut readings);
         readings
     }
 
-    fn visit(&mut self, candidate: Candidate) -> Option<ProcessReading> {
-        let (tick, key) = (self.tick, candidate.id.key());
-        let before = self.known.get(&key).copied();
-        let mut known = before.unwrap_or_else(|| Known::new(candidate.id));
-        known.seen = tick;
-        let is_due = known.changed || candidate.moved || (candidate.cgroup_busy && tick >= known.next);
-        let reading = if is_due { self.look(&mut known, candidate.moved) } else { None };
-        self.known.insert(key, known);
-        reading
+    /// Takes in what happened to a process. If it runs, it is due: with whether counters of it moved.
+    fn hear(&mut self, change: ProcessChange) -> Option<(ProcessKey, bool)> {
+        let ProcessChange { id, cgroup, runs, moved } = change;
+        if !runs {
+            self.forget(id.key());
+            return None;
+        }
+        self.queue.remove(id.key());
+        let known = self.known.entry(id.key()).or_insert_with(|| Known::new(id));
+        (known.id, known.cgroup) = (id, cgroup);
+        Some((id.key(), moved))
     }
 
-    /// Reads a process, in full if it has changed or has just come to rest; none when it has gone, or goes on resting.
-    fn look(&mut self, known: &mut Known, moved: bool) -> Option<ProcessReading> {
-        let directory = PathBuf::from(format!("/proc/{}", known.id.tgid));
-        let key = known.id.key();
-        if known.next != 0
-            && known.changed
-            && self.kept.len() < MOST_KEPT
-            && let Entry::Vacant(place) = self.kept.entry(key)
-            && let Ok(file) = File::open(directory.join("stat"))
-        {
-            place.insert(file);
+    /// Looks at a process, and lets it wait for its next turn; for none when it has gone.
+    fn visit(&mut self, key: ProcessKey, moved: bool) -> Option<(ProcessId, ProcessReading)> {
+        let mut known = *self.known.get(&key)?;
+        let looked = self.look(&mut known, moved);
+        match looked {
+            Ok(_) => {}
+            Err(Absent::Gone) => {
+                self.forget(key);
+                return None;
+            }
+            Err(_) => (known.changed, known.next) = (true, self.tick + 1),
         }
-        let text = match self.kept.get(&key) {
-            Some(file) => self.buffer.reread(file),
-            None => self.buffer.read(&directory.join("stat")),
-        };
-        let (Identity { start_tick, resident_bytes }, mut reading) = parse_stat(text.ok()?)?;
+        if known.still > 1 {
+            self.kept.remove(&key);
+        }
+        self.remember(known);
+        Some((known.id, looked.ok()??))
+    }
+
+    fn remember(&mut self, known: Known) {
+        let (key, Known { next: tick, cgroup, refresh_at: refresh, .. }) = (known.id.key(), known);
+        self.queue.put(key, Turn { tick, if_busy: !known.changed, cgroup, refresh });
+        if let Some(before) = self.known.insert(key, known) {
+            self.wishes.remove(&before.wish());
+        }
+        if known.wants_shares {
+            self.wishes.insert(known.wish());
+        }
+    }
+
+    fn forget(&mut self, key: ProcessKey) {
+        self.queue.remove(key);
+        self.kept.remove(&key);
+        if let Some(known) = self.known.remove(&key) {
+            self.wishes.remove(&known.wish());
+        }
+    }
+
+    /// Reads a process, in full if it has changed, has just come to rest, or is to be refreshed; none when it goes on resting.
+    fn look(&mut self, known: &mut Known, moved: bool) -> Result<Option<ProcessReading>, Absent> {
+        self.buffer.begin();
+        let directory = PathBuf::from(format!("/proc/{}", known.id.tgid));
+        let (Identity { start_tick, resident_bytes }, mut reading) = self.read_stat(known, &directory)?;
         // Another process has the pid by now.
         if start_tick != known.id.key().start_tick {
-            return None;
+            return Err(Absent::Gone);
         }
+        let (is_first, is_refresh) = (known.next == 0, self.now >= known.refresh_at);
         let faults = reading.minor_faults + reading.major_faults;
-        known.changed = known.next == 0 || (reading.cpu_ns, faults) != (known.cpu_ns, known.faults);
+        known.changed = is_first || (reading.cpu_ns.unwrap_or(0), faults) != (known.cpu_ns, known.faults);
         known.new_faults = faults.saturating_sub(known.faults);
-        (known.cpu_ns, known.faults) = (reading.cpu_ns, faults);
+        (known.cpu_ns, known.faults) = (reading.cpu_ns.unwrap_or(0), faults);
         known.still = if known.changed { 0 } else { known.still.saturating_add(1) };
         known.next = self.tick + u64::from((1_u32 << known.still.min(16)).min(REST));
-        if known.still > 1 && !moved {
-            return None;
+        if known.still > 1 && !moved && !is_refresh {
+            return Ok(None);
         }
         let apart = resident_bytes.abs_diff(known.resident_bytes);
-        let is_full = self.tick >= known.full_at || apart >= FULL_BYTES.min(known.resident_bytes / 16) && apart > 0;
-        if known.changed && !is_full {
-            return Some(reading);
+        let has_grown = apart >= FULL_BYTES.min(known.resident_bytes / 16) && apart > 0;
+        if known.changed && !is_refresh && self.tick < known.full_at && !has_grown {
+            return Ok(Some(reading));
+        }
+        if !self.read_rest(&directory, &mut reading) {
+            // Told with its old values and their age; tried again in the next tick.
+            (known.full_at, known.refresh_at) = (self.tick + 1, self.now);
+            return Ok(Some(reading));
+        }
+        if is_refresh {
+            known.refresh_at = refresh::next(known.id.tgid.0.into(), self.now);
         }
         // Not all of them in the same tick.
         known.full_at = self.tick + FULL_EVERY / 2 + u64::from(known.id.tgid.0) % FULL_EVERY;
         known.resident_bytes = resident_bytes;
-        reading.resident = self.buffer.read(&directory.join("status")).ok().and_then(parse_status);
-        reading.storage = self.buffer.read(&directory.join("io")).ok().map(parse_io);
-        reading.open_files = open_files(&directory.join("fd"));
         let resident_bytes = reading.resident.map_or(0, |resident| resident.total_bytes());
-        // Kernel threads have none.
-        reading.command_line = reading.resident.and_then(|_| new_title(known));
+        // Kernel threads have neither.
+        if reading.resident.is_some() || !self.polled.memory {
+            reading.command_line = new_title(known);
+        }
         let is_old = known.shares_at.is_none_or(|at| self.tick >= at + SHARES_AGE);
         known.wants_shares |= resident_bytes != known.shares_of && (is_old || !known.changed);
-        Some(reading)
+        Ok(Some(reading))
     }
 
-    /// Splits the memory of some processes into their own and what they share, as far as the budget reaches: those first that
-    /// were never looked at so, then those not for longest, the busiest first.
+    /// Reads /proc/PID/stat, which is kept open of a process that goes on changing.
+    fn read_stat(&mut self, known: &Known, directory: &Path) -> Result<(Identity, ProcessReading), Absent> {
+        let path = directory.join("stat");
+        let may_keep = known.next != 0 && known.changed && self.kept.len() < MOST_KEPT;
+        if may_keep
+            && let Entry::Vacant(vacant) = self.kept.entry(known.id.key())
+            && let Some(places) = self.budget.take(1)
+            && let Ok(file) = self.buffer.note(File::open(&path))
+        {
+            vacant.insert((file, places));
+        }
+        let text = match self.kept.get(&known.id.key()) {
+            Some((file, _)) => self.buffer.reread(file),
+            None => self.buffer.read(&path),
+        };
+        let (identity, mut reading) = parse_stat(text?).ok_or(Absent::Untold)?;
+        reading.cpu_ns = reading.cpu_ns.filter(|_| self.polled.cpu);
+        reading.io_delay_ns = reading.io_delay_ns.filter(|_| self.polled.io);
+        Ok((identity, reading))
+    }
+
+    /// Reads what takes further files. False, and nothing of it, when not all that is there could be read: values of one time
+    /// stay together.
+    fn read_rest(&mut self, directory: &Path, reading: &mut ProcessReading) -> bool {
+        let Self { polled, buffer, .. } = self;
+        if polled.memory {
+            reading.resident = buffer.read(&directory.join("status")).ok().and_then(parse_status);
+        }
+        if polled.io {
+            reading.storage = buffer.read(&directory.join("io")).ok().map(parse_io);
+        }
+        reading.open_files = open_files(&directory.join("fd"));
+        let failures = buffer.failures();
+        // A kernel may lack one of the files for good.
+        let is_whole = !failures.want && !failures.gone && (!failures.missing || directory.exists());
+        if !is_whole {
+            (reading.resident, reading.storage, reading.open_files) = (None, None, None);
+        }
+        is_whole
+    }
+
+    /// Splits the memory of some processes into their own and what they share, as far as the budget reaches.
     fn add_shares(&mut self, readings: &mut Vec<(ProcessId, ProcessReading)>) {
+        if !self.polled.memory {
+            return;
+        }
         let now = Instant::now();
         let mut left = self.shares_time.map_or(SHARES_SAVED, |(before, left)| {
             (left + now.duration_since(before).as_secs_f64() * SHARES_RATIO).min(SHARES_SAVED)
         });
-        let mut wanting: Vec<Known> = self.known.values().filter(|known| known.wants_shares).copied().collect();
-        wanting.sort_by_key(|known| (known.shares_at, Reverse(known.new_faults)));
-        for mut known in wanting.into_iter().take(SHARES_COUNT) {
+        for (.., key) in self.wishes.iter().take(SHARES_COUNT).copied().collect::<Vec<_>>() {
             if left <= 0.0 {
                 break;
             }
             let start = Instant::now();
-            let id = known.id;
-            let place = match readings.iter().position(|(other, _)| *other == id) {
-                Some(place) => place,
-                // It rests by now: it is looked at once more, so that all its numbers are of one time.
-                None => match self.look(&mut known, true) {
-                    Some(reading) => {
-                        readings.push((id, reading));
-                        readings.len() - 1
-                    }
-                    None => continue,
-                },
-            };
-            let reading = &mut readings[place].1;
-            reading.shares = read_shares(&mut self.buffer, id.tgid);
-            known.wants_shares = false;
-            known.shares_at = Some(self.tick);
-            if let Some(resident) = reading.resident {
-                known.shares_of = resident.total_bytes();
-            }
-            self.known.insert(id.key(), known);
+            self.split(key, readings);
             left -= start.elapsed().as_secs_f64();
         }
         self.shares_time = Some((now, left));
+    }
+
+    /// Splits the memory of one process.
+    fn split(&mut self, key: ProcessKey, readings: &mut Vec<(ProcessId, ProcessReading)>) {
+        let place = match readings.iter().position(|(id, _)| id.key() == key) {
+            Some(place) => place,
+            // It rests by now: it is looked at once more, so that all its numbers are of one time.
+            None => match self.visit(key, true) {
+                Some(reading) => {
+                    readings.push(reading);
+                    readings.len() - 1
+                }
+                None => return,
+            },
+        };
+        let Some(mut known) = self.known.get(&key).copied() else { return };
+        let reading = &mut readings[place].1;
+        self.buffer.begin();
+        let text = self.buffer.read(&PathBuf::from(format!("/proc/{}/smaps_rollup", key.tgid)));
+        reading.shares = text.ok().map(parse_shares);
+        // Without a descriptor it stays first in the row.
+        known.wants_shares = self.buffer.failures().want;
+        if !known.wants_shares {
+            known.shares_at = Some(self.tick);
+            known.shares_of = reading.resident.map_or(known.shares_of, |resident| resident.total_bytes());
+        }
+        self.remember(known);
     }
 }
 
@@ -201,13 +326,14 @@ impl Known {
     const fn new(id: ProcessId) -> Self {
         Self {
             id,
-            seen: 0,
+            cgroup: CgroupId(0),
             cpu_ns: 0,
             faults: 0,
             new_faults: 0,
             changed: true,
             still: 0,
             next: 0,
+            refresh_at: BootTime(0),
             full_at: 0,
             resident_bytes: 0,
             wants_shares: false,
@@ -216,19 +342,19 @@ impl Known {
             title: None,
         }
     }
+
+    const fn wish(&self) -> Wish {
+        (self.shares_at, Reverse(self.new_faults), self.id.key())
+    }
 }
 
 /// The command line, where it is another than was told last: servers write titles over theirs.
 fn new_title(known: &mut Known) -> Option<String> {
-    let line = process::command_line(known.id.tgid)?;
+    let line = process::command_line(known.id.tgid).ok()??;
     let mut hasher = DefaultHasher::new();
     line.hash(&mut hasher);
     let hash = hasher.finish();
     (known.title.replace(hash) != Some(hash)).then_some(line)
-}
-
-fn read_shares(buffer: &mut Buffer, pid: Tgid) -> Option<Shares> {
-    buffer.read(&PathBuf::from(format!("/proc/{pid}/smaps_rollup"))).ok().map(parse_shares)
 }
 
 /// What of /proc/PID/stat is not for others.
@@ -246,7 +372,7 @@ fn parse_stat(text: &str) -> Option<(Identity, ProcessReading)> {
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let field = |number: usize| fields.get(number - 3).and_then(|field| field.parse::<u64>().ok());
     let reading = ProcessReading {
-        cpu_ns: (field(14)? + field(15)?) * TICK_NS,
+        cpu_ns: Some((field(14)? + field(15)?) * TICK_NS),
         threads: field(20)? as u32,
         minor_faults: field(10)?,
         major_faults: field(12)?,
@@ -304,27 +430,86 @@ fn open_files(directory: &Path) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::log_lines, *};
+    use crate::ids::Tgid;
 
-    fn candidate(id: ProcessId, moved: bool, cgroup_busy: bool) -> impl Iterator<Item = Candidate> {
-        std::iter::once(Candidate { id, moved, cgroup_busy })
+    const ALL: Polled = Polled { cpu: true, memory: true, io: true };
+    const CGROUP: CgroupId = CgroupId(1);
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Reads processes every second.
+    struct Ticks {
+        stat: ProcessStat,
+        second: u64,
+    }
+
+    impl Ticks {
+        fn new(polled: Polled) -> Self {
+            Self { stat: ProcessStat::new(polled, Budget::new(16)), second: 1000 }
+        }
+
+        /// One tick: something happened to these, and their cgroup is busy or not.
+        fn tick(&mut self, changes: &[ProcessChange], is_busy: bool) -> Vec<(ProcessId, ProcessReading)> {
+            self.second += 1;
+            let busy = is_busy.then_some(CGROUP).into_iter().collect();
+            self.stat.read(changes.iter().copied(), Some(&busy), BootTime(self.second * SECOND))
+        }
+
+        fn remembers_nothing(&self) -> bool {
+            let ProcessStat { known, queue, wishes, kept, budget, .. } = &self.stat;
+            known.is_empty() && queue.is_empty() && wishes.is_empty() && kept.is_empty() && budget.left() == 16
+        }
+    }
+
+    fn born(id: ProcessId) -> ProcessChange {
+        ProcessChange { id, cgroup: CGROUP, runs: true, moved: false }
+    }
+
+    fn of(pid: u32) -> ProcessId {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+        let (Identity { start_tick, .. }, _) = parse_stat(&stat).unwrap();
+        ProcessId { tgid: Tgid(pid), start_ns: start_tick * TICK_NS }
     }
 
     fn myself() -> ProcessId {
-        let stat = fs::read_to_string("/proc/self/stat").unwrap();
-        let (Identity { start_tick, .. }, _) = parse_stat(&stat).unwrap();
-        ProcessId { tgid: Tgid(std::process::id()), start_ns: start_tick * TICK_NS }
+        of(std::process::id())
+    }
+
+    /// A process that does nothing, and is reaped on drop.
+    struct Sleeper(std::process::Child);
+
+    impl Sleeper {
+        fn start() -> Self {
+            let child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+            // It rests once it has become what it is to be.
+            while fs::read_to_string(format!("/proc/{}/comm", child.id())).unwrap() != "sleep\n"
+                || !fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap().contains(" S ")
+            {
+                std::thread::yield_now();
+            }
+            Self(child)
+        }
+
+        fn id(&self) -> ProcessId {
+            of(self.0.id())
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            self.0.kill().and_then(|()| self.0.wait()).unwrap();
+        }
     }
 
     #[test]
     fn this_process_is_read_in_full() {
-        let (_, reading) = ProcessStat::default().read(candidate(myself(), true, true)).remove(0);
+        let (_, reading) = Ticks::new(ALL).tick(&[born(myself())], true).remove(0);
         let resident = reading.resident.unwrap();
         assert!(resident.anon_bytes > 0 && resident.file_bytes > 0 && reading.threads > 0);
         let shares = reading.shares.unwrap();
         assert!(shares.unique_bytes > 0 && shares.unique_bytes <= shares.proportional_bytes);
         assert!(shares.proportional_bytes <= resident.total_bytes() + (1 << 20));
-        assert!(reading.storage.is_some() && reading.command_line.is_some());
+        assert!(reading.storage.is_some() && reading.cpu_ns.is_some() && reading.command_line.is_some());
     }
 
     #[test]
@@ -334,31 +519,111 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_that_somebody_else_has_is_not_read() {
-        let other = ProcessId { start_ns: myself().start_ns + TICK_NS, ..myself() };
-        assert_eq!(ProcessStat::default().read(candidate(other, true, true)), []);
-        let gone = ProcessId { tgid: Tgid(u32::MAX), start_ns: 0 };
-        assert_eq!(ProcessStat::default().read(candidate(gone, true, true)), []);
+    fn what_is_not_polled_is_not_told() {
+        let read = |polled| Ticks::new(polled).tick(&[born(myself())], true).remove(0).1;
+        let parts = |polled| {
+            let reading = read(polled);
+            (reading.cpu_ns.is_some(), reading.resident.is_some(), reading.shares.is_some(), reading.storage.is_some())
+        };
+        assert_eq!(parts(Polled { cpu: false, ..ALL }), (false, true, true, true));
+        assert_eq!(parts(Polled { memory: false, ..ALL }), (true, false, false, true));
+        assert_eq!(parts(Polled { io: false, ..ALL }), (true, true, true, false));
     }
 
     #[test]
-    fn what_rests_is_looked_at_less_and_less_often() {
-        // kthreadd does nothing unless a kernel thread is made.
-        let (Identity { start_tick, .. }, _) = parse_stat(&fs::read_to_string("/proc/2/stat").unwrap()).unwrap();
-        let kthreadd = ProcessId { tgid: Tgid(2), start_ns: start_tick * TICK_NS };
-        let mut stat = ProcessStat::default();
-        let mut looks = 0;
-        for _ in 0..40 {
-            let before = stat.known.get(&kthreadd.key()).map_or(0, |known| known.next);
-            stat.read(candidate(kthreadd, false, true));
-            looks += usize::from(stat.known[&kthreadd.key()].next != before);
+    fn a_pid_that_somebody_else_has_is_not_read() {
+        let mut ticks = Ticks::new(ALL);
+        let other = ProcessId { start_ns: myself().start_ns + TICK_NS, ..myself() };
+        let gone = ProcessId { tgid: Tgid(u32::MAX), start_ns: 0 };
+        assert_eq!(ticks.tick(&[born(other), born(gone)], true), Vec::new());
+        assert!(ticks.remembers_nothing());
+    }
+
+    #[test]
+    fn what_rests_is_looked_at_less_and_less_often_and_not_in_an_idle_cgroup() {
+        let (sleeper, mut ticks) = (Sleeper::start(), Ticks::new(ALL));
+        let key = sleeper.id().key();
+        let (mut looks, mut next) = (0, 0);
+        ticks.tick(&[born(sleeper.id())], true);
+        for _ in 0..20 {
+            ticks.tick(&[], true);
+            looks += usize::from(ticks.stat.known[&key].next != next);
+            next = ticks.stat.known[&key].next;
         }
-        assert!((5..20).contains(&looks), "{looks} looks in 40 ticks");
-        let next = stat.known[&kthreadd.key()].next;
-        for _ in 0..40 {
-            stat.read(candidate(kthreadd, false, false));
+        assert!((3..10).contains(&looks), "{looks} looks in 20 ticks");
+        ticks.stat.known.get_mut(&key).unwrap().wants_shares = false;
+        ticks.stat.wishes.clear();
+        let mut read = Vec::new();
+        for second in 0..60 {
+            if !ticks.tick(&[], false).is_empty() {
+                read.push(second);
+            }
+            if ticks.stat.known[&key].next != next {
+                assert_eq!(read.last(), Some(&second), "it was looked at in an idle cgroup");
+                next = ticks.stat.known[&key].next;
+            }
         }
-        assert_eq!(stat.known[&kthreadd.key()].next, next, "it was looked at in an idle cgroup");
+        assert_eq!(read.len(), 2, "read at {read:?}, not once in 30 s");
+        assert_eq!(read[1] - read[0], 30);
+    }
+
+    #[test]
+    fn a_refresh_reads_in_full() {
+        let (sleeper, mut ticks) = (Sleeper::start(), Ticks::new(ALL));
+        ticks.tick(&[born(sleeper.id())], false);
+        ticks.tick(&[], false);
+        let readings: Vec<_> = (0..30).flat_map(|_| ticks.tick(&[], false)).collect();
+        let (_, last) = readings.last().unwrap();
+        assert!(last.resident.is_some() && last.storage.is_some() && last.threads == 1, "{last:?}");
+    }
+
+    #[test]
+    fn what_is_first_read_in_one_tick_is_not_refreshed_in_one() {
+        let (sleepers, mut ticks) = ((0..30).map(|_| Sleeper::start()).collect::<Vec<_>>(), Ticks::new(ALL));
+        ticks.tick(&sleepers.iter().map(|sleeper| born(sleeper.id())).collect::<Vec<_>>(), false);
+        for _ in 0..3 {
+            ticks.tick(&[], false);
+        }
+        ticks.stat.wishes.clear();
+        let refreshed: Vec<_> = (0..30).map(|_| ticks.tick(&[], false).len()).collect();
+        assert_eq!(refreshed.iter().sum::<usize>(), 30, "{refreshed:?}");
+        assert!(refreshed.iter().all(|&count| count <= 10), "{refreshed:?}");
+    }
+
+    #[test]
+    fn one_that_vanishes_after_its_file_was_opened_is_gone_without_a_word() {
+        let (sleeper, mut ticks) = (Sleeper::start(), Ticks::new(ALL));
+        let id = sleeper.id();
+        ticks.tick(&[born(id)], true);
+        ticks.stat.known.get_mut(&id.key()).unwrap().changed = true;
+        ticks.tick(&[born(id)], true);
+        assert_eq!(ticks.stat.kept.len(), 1);
+        drop(sleeper);
+        let lines = log_lines::during(|| assert_eq!(ticks.tick(&[born(id)], true), []));
+        assert_eq!(lines, Vec::<String>::new());
+        assert!(ticks.remembers_nothing());
+    }
+
+    #[test]
+    fn each_read_may_fail_and_only_a_vanished_process_is_gone() {
+        let lines = log_lines::during(|| {
+            for at in 0..4 {
+                for number in [libc::ESRCH, libc::EMFILE] {
+                    let (id, mut ticks) = (myself(), Ticks::new(ALL));
+                    ticks.stat.buffer.fault = Some((at, number));
+                    let readings = ticks.tick(&[born(id)], true);
+                    assert_eq!(ticks.stat.known.is_empty(), at == 0 && number == libc::ESRCH, "read {at}, {number}");
+                    let (resident, storage) =
+                        readings.first().map_or((false, false), |(_, r)| (r.resident.is_some(), r.storage.is_some()));
+                    assert_eq!((resident, storage), (at == 3, at == 3), "values of one time stay together");
+                    // Nothing fails any more.
+                    ticks.tick(&[], true);
+                    let again = ticks.tick(&[ProcessChange { moved: true, ..born(id) }], true);
+                    assert_eq!(again.len(), 1, "read {at}, {number}");
+                }
+            }
+        });
+        assert_eq!(lines, Vec::<String>::new());
     }
 
     #[test]
@@ -367,7 +632,7 @@ mod tests {
             "7 (a ) b) S 1 7 7 0 -1 4194304 101 5 2 0 3 4 0 0 20 0 6 0 99 1 2 3 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 8 0 0";
         let (identity, reading) = parse_stat(stat).unwrap();
         assert_eq!(identity, Identity { start_tick: 99, resident_bytes: 2 * 4096 });
-        assert_eq!((reading.cpu_ns, reading.threads), (7 * TICK_NS, 6));
+        assert_eq!((reading.cpu_ns, reading.threads), (Some(7 * TICK_NS), 6));
         assert_eq!((reading.minor_faults, reading.major_faults, reading.io_delay_ns), (101, 2, Some(8 * TICK_NS)));
         let status = "Name:\tx\nRssAnon:\t       4 kB\nRssFile:\t 8 kB\nRssShmem:\t 0 kB\nVmSwap:\t 1 kB\n";
         let resident = parse_status(status).unwrap();

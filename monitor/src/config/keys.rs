@@ -97,10 +97,13 @@ fn general() -> Vec<Key> {
         key(None, "drop_capabilities", "once attached, keep only the capabilities that counting takes", |c| {
             Slot::Switch(&mut c.drop_capabilities)
         }),
-        key(None, "cpu_monitoring", "poll processors and memory: of the machine, of cgroups and of processes", |c| {
+        key(None, "cpu_monitoring", "poll processors: of the machine, and CPU time of cgroups and processes", |c| {
             Slot::Switch(&mut c.cpu_monitoring)
         }),
-        key(None, "io_monitoring", "poll disks and network interfaces of the machine", |c| {
+        key(None, "memory_monitoring", "poll memory: of the machine, of cgroups and of processes", |c| {
+            Slot::Switch(&mut c.memory_monitoring)
+        }),
+        key(None, "io_monitoring", "poll disks, network interfaces, and I/O of cgroups and processes", |c| {
             Slot::Switch(&mut c.io_monitoring)
         }),
         key(None, "kernel_log", "the most talkative level of the kernel programs", |c| Slot::Level(&mut c.kernel_log)),

@@ -77,6 +77,11 @@ impl<K: Ord + Copy, T: Counted> Accounts<K, T> {
         self.all.remove(&key).map(|account| account.shared)
     }
 
+    /// Those that something was added to in the tick that is under way.
+    pub(super) fn moved(&self) -> &BTreeSet<K> {
+        &self.moved
+    }
+
     /// Whether something was added in the tick that is under way.
     pub(super) fn has_moved(&self, key: K) -> bool {
         self.moved.contains(&key)

@@ -21,7 +21,7 @@ use crate::{
     event::Event,
     ids::{CgroupId, DeviceId, ProcessId},
     mark::Mark,
-    reading::{Candidate, MemoryReading, Readings, Watched},
+    reading::{MemoryReading, ProcessChange, Readings, Watched},
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
     time::BootTime,
 };
@@ -182,9 +182,9 @@ impl Model {
         self.cgroups.watched()
     }
 
-    /// Processes to be looked at, given the cgroups that are not idle.
-    pub fn candidates<'a>(&'a self, busy: &'a HashSet<CgroupId>) -> impl Iterator<Item = Candidate> + 'a {
-        self.processes.candidates(busy)
+    /// Processes that something happened to since the last snapshot.
+    pub fn process_changes(&self) -> impl Iterator<Item = ProcessChange> {
+        self.processes.changes()
     }
 
     /// Processes thought to be running.

@@ -15,7 +15,7 @@ use crate::{
     decode,
     ids::{CgroupId, ProcessId, ProcessKey, TICK_NS, Tgid},
     mark::Mark,
-    reading::{Candidate, ProcessReading},
+    reading::{ProcessChange, ProcessReading},
     sample::{Counters, FoundProcess, Harvest},
     time::BootTime,
 };
@@ -23,7 +23,7 @@ use monitor_common::{Owner, record::Command};
 use serde::{Deserialize, Serialize};
 use std::{
     cmp,
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     mem,
     sync::Arc,
     time::Duration,
@@ -43,6 +43,9 @@ pub(super) struct Processes {
     awaiting_harvest: VecDeque<(BootTime, ProcessKey)>,
     /// Chosen by the kernel to be killed.
     doomed: HashSet<ProcessKey>,
+    /// Those that began, ended or came into another cgroup in the tick that is under way. Only who polls asks for them.
+    #[serde(skip)]
+    changed: BTreeSet<ProcessKey>,
     folded_total: u64,
     /// What makes a tree, besides the programs that are known.
     entry_points: Vec<String>,
@@ -89,7 +92,10 @@ impl Processes {
         cgroups: &mut Cgroups,
         now: BootTime,
     ) {
-        if self.contains(found.id) {
+        if let Some(known) = self.find(found.id) {
+            if known.command.is_empty() && found.running {
+                self.learn(found, cgroup, cgroups);
+            }
             return;
         }
         let parent = found.parent.and_then(|parent| self.running.get(&parent).copied());
@@ -105,10 +111,26 @@ impl Processes {
             state: ProcessState::Running,
             subject: Subject::default(),
             usage: None,
+            cpu_before_ns: 0,
         };
         self.begin(process, parent, cgroups);
         if !found.running {
             self.exit(found.id, now, None, cgroups);
+        }
+    }
+
+    /// Names a process that could not be looked up when it was first heard of.
+    fn learn(&mut self, found: &FoundProcess, cgroup: Option<CgroupId>, cgroups: &mut Cgroups) {
+        let key = found.id.key();
+        if let Some(process) = self.accounts.edit(key) {
+            process.parent = process.parent.or(found.parent);
+        }
+        self.rename(key, found.command.clone(), found.command_line.clone());
+        if let Some((cgroup, process)) = cgroup.zip(self.find(found.id))
+            && process.cgroup == CgroupId::default()
+        {
+            let (start_ns, tgid) = (process.id.start_ns, process.id.tgid.0);
+            self.enter_cgroup(&Owner { cgroup: cgroup.0, start_ns, tgid, reserved: 0 }, cgroups);
         }
     }
 
@@ -132,6 +154,7 @@ impl Processes {
             state: ProcessState::Running,
             subject: Subject::default(),
             usage: None,
+            cpu_before_ns: 0,
         };
         self.begin(process, Some(parent.key()), cgroups);
     }
@@ -155,6 +178,13 @@ impl Processes {
             process.command_line = command_line;
         }
         self.apply_rules(id.key(), true);
+    }
+
+    /// A process has its name and arguments now, which nothing had told before.
+    fn rename(&mut self, key: ProcessKey, command: String, command_line: String) {
+        let Some(process) = self.accounts.edit(key) else { return };
+        (process.command, process.command_line) = (command, command_line);
+        self.apply_rules(key, true);
     }
 
     /// A process has another command line now, by its own doing, or by /proc telling more of it.
@@ -193,19 +223,23 @@ impl Processes {
     /// A process leaves its tree and becomes the root of one, and those that descend from it follow.
     fn begin_tree(&mut self, key: ProcessKey) {
         let Some(process) = self.accounts.edit(key) else { return };
-        let (root, old_tree) = (process.id, process.tree.key());
+        let (root, old_tree, used_ns) = (process.id, process.tree.key(), process.cpu_in_tree_ns());
         process.tree = root;
+        process.cpu_before_ns += used_ns.unwrap_or_default();
         let mut tree = new_tree(process, rule::of(&process.command_line, &self.entry_points));
-        let followers = self.descendants(key, old_tree);
-        for follower in &followers {
-            if let Some(process) = self.accounts.edit(*follower) {
+        let mut stays = vec![used_ns];
+        for follower in self.descendants(key, old_tree) {
+            if let Some(process) = self.accounts.edit(follower) {
+                let used_ns = process.cpu_in_tree_ns();
                 process.tree = root;
+                process.cpu_before_ns += used_ns.unwrap_or_default();
+                tree.running += 1;
+                stays.push(used_ns);
             }
         }
-        let followers = followers.len() as u32;
-        tree.running += followers;
         if let Some(old) = self.trees.edit(old_tree) {
-            old.running = old.running.saturating_sub(1 + followers);
+            old.running = old.running.saturating_sub(stays.len() as u32);
+            stays.into_iter().for_each(|used_ns| old.keep_cpu(used_ns));
         }
         self.trees.open(key, tree);
         self.firsts_changed = true;
@@ -295,7 +329,8 @@ impl Processes {
             }
             ProcessState::Exited { .. } => return,
         }
-        let (tree, cgroup) = (process.tree.key(), process.cgroup);
+        let (tree, cgroup, used_ns) = (process.tree.key(), process.cgroup, process.cpu_in_tree_ns());
+        self.changed.insert(key);
         self.firsts_changed = true;
         if self.running.get(&id.tgid) == Some(&key) {
             self.running.remove(&id.tgid);
@@ -304,6 +339,7 @@ impl Processes {
         if let Some(tree) = self.trees.edit(tree) {
             tree.running = tree.running.saturating_sub(1);
             tree.exited_total += 1;
+            tree.keep_cpu(used_ns);
         }
         self.exited.push_back((time, key));
         self.awaiting_harvest.push_back((time, key));
@@ -321,6 +357,7 @@ impl Processes {
         }
         cgroups.count_running(process.cgroup, -1);
         cgroups.count_running(cgroup, 1);
+        self.changed.insert(key);
         process.cgroup = cgroup;
         process.cgroup_path.clone_from(&path);
         process.container.clone_from(&container);
@@ -347,12 +384,16 @@ impl Processes {
         self.trees.apply(tree, addition);
     }
 
-    /// Those that run, to be looked at.
-    pub(super) fn candidates<'a>(&'a self, busy: &'a HashSet<CgroupId>) -> impl Iterator<Item = Candidate> + 'a {
-        self.running.values().filter_map(|key| {
+    /// Those that something happened to in the tick that is under way.
+    pub(super) fn changes(&self) -> impl Iterator<Item = ProcessChange> {
+        self.changed.union(self.accounts.moved()).filter_map(|key| {
             let process = self.accounts.find(*key)?;
-            let moved = self.accounts.has_moved(*key);
-            Some(Candidate { id: process.id, moved, cgroup_busy: busy.contains(&process.cgroup) })
+            Some(ProcessChange {
+                id: process.id,
+                cgroup: process.cgroup,
+                runs: process.state == ProcessState::Running,
+                moved: self.accounts.has_moved(*key),
+            })
         })
     }
 
@@ -376,12 +417,15 @@ impl Processes {
         }
     }
 
-    /// Sums up what is known of the running processes of each tree.
+    /// Sums up what is known of each tree: of its running processes, and the CPU time of those that were in it before.
     pub(super) fn sum_trees(&mut self) {
         let mut sums: HashMap<ProcessKey, TreeUsage> = HashMap::new();
+        for (key, tree) in self.trees.iter().filter(|(_, tree)| tree.cpu_gone_ns.is_some()) {
+            sums.insert(key, TreeUsage { cpu_ns: tree.cpu_gone_ns, cpu_per_second: Some(0.0), ..TreeUsage::default() });
+        }
         for process in self.running.values().filter_map(|key| self.accounts.find(*key)) {
             if let Some(usage) = &process.usage {
-                sums.entry(process.tree.key()).or_default().add(usage);
+                sums.entry(process.tree.key()).or_default().add(usage, process.cpu_before_ns);
             }
         }
         let changed: Vec<_> = self
@@ -492,6 +536,7 @@ impl Processes {
         self.accounts.settle(seconds);
         self.trees.settle(seconds);
         self.name_firsts();
+        self.changed.clear();
         let unharvested = self.awaiting_harvest.len();
         while let Some(&(time, key)) = self.exited.front()
             && self.exited.len() > unharvested
@@ -541,6 +586,7 @@ impl Processes {
             self.trees.open(key, new_tree(&process, rule));
         }
         self.running.insert(process.id.tgid, key);
+        self.changed.insert(key);
         self.accounts.open(key, process);
     }
 }
@@ -578,5 +624,6 @@ fn new_tree(root: &Process, rule: Option<Name>) -> Tree {
         mark: None,
         subject: Subject::default(),
         usage: None,
+        cpu_gone_ns: None,
     }
 }

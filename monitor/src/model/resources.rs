@@ -73,7 +73,7 @@ pub fn counted(snapshot: &Snapshot, source: Source, rate: impl Fn(&Rates) -> f64
 
 /// The tree that uses most CPU, with the CPUs it uses: 1 is one whole processor. None where all stand still.
 pub fn busiest_tree(snapshot: &Snapshot) -> Option<(&Arc<Tree>, f64)> {
-    let cpu = |tree: &Tree| tree.usage.map(|usage| usage.cpu_per_second).filter(|cpu| *cpu > 0.0);
+    let cpu = |tree: &Tree| tree.usage.and_then(|usage| usage.cpu_per_second).filter(|cpu| *cpu > 0.0);
     let busy = snapshot.trees.iter().filter_map(|tree| Some((tree, cpu(tree)?)));
     busy.max_by(|(_, a), (_, b)| a.total_cmp(b))
 }

@@ -120,6 +120,16 @@ pub struct Process {
     pub subject: Subject,
     /// What /proc tells of it, as of when it was last looked at.
     pub usage: Option<Arc<ProcessUsage>>,
+    /// CPU time that it had used in other trees before it came into this one, in nanoseconds.
+    #[serde(default)]
+    pub cpu_before_ns: u64,
+}
+
+impl Process {
+    /// CPU time that it used in its tree, as of when it was last looked at, in nanoseconds.
+    pub(super) fn cpu_in_tree_ns(&self) -> Option<u64> {
+        Some(self.usage.as_ref()?.reading.cpu_ns?.saturating_sub(self.cpu_before_ns))
+    }
 }
 
 /// Whether a process lives.
@@ -166,8 +176,21 @@ pub struct Tree {
     pub mark: Option<Arc<Mark>>,
     /// Sums over all its processes, exited ones too.
     pub subject: Subject,
-    /// Sums over its running processes of what /proc tells; none where it tells of none of them.
+    /// Sums over its running processes of what /proc tells, and the CPU time of all; none where it tells of none of them.
     pub usage: Option<TreeUsage>,
+    /// CPU time that processes used in it that have exited or left since, as far as was seen, in nanoseconds; none where there
+    /// are none.
+    #[serde(default)]
+    pub cpu_gone_ns: Option<u64>,
+}
+
+impl Tree {
+    /// Keeps what a process used in it that is not among its running ones any more, so that its total does not fall.
+    pub(super) fn keep_cpu(&mut self, used_ns: Option<u64>) {
+        if let Some(used_ns) = used_ns {
+            *self.cpu_gone_ns.get_or_insert_default() += used_ns;
+        }
+    }
 }
 
 /// One cgroup, with everything below it.

@@ -522,6 +522,86 @@ fn what_went_without_a_record_is_swept_up() {
     assert_eq!(model.present_cgroups().count(), 2);
 }
 
+/// A sample in which processes have used so much CPU time.
+fn cpu_times(time: u64, used: &[(Owner, u64)]) -> Sample {
+    let reading = |&(owner, cpu_ns): &(Owner, u64)| {
+        (ProcessId::from(&owner), ProcessReading { cpu_ns: Some(cpu_ns), ..ProcessReading::default() })
+    };
+    let readings = Readings { processes: used.iter().map(reading).collect(), ..Readings::default() };
+    Sample { time: BootTime(time), readings, ..Sample::default() }
+}
+
+#[test]
+fn a_trees_cpu_time_does_not_fall_when_its_processes_exit_or_leave() {
+    let mut model = model();
+    let (root, worker, leaver) = (owner(10, 2), owner(11, 2), owner(12, 2));
+    let forks = vec![fork(1, &owner(1, 1), root), fork(2, &root, worker), fork(3, &root, leaver)];
+    model.take(&moments(SECOND, forks));
+    let mut times = |sample: Sample, moment_of: Option<Moment>| {
+        let time = sample.time.0;
+        model.take(&moments(time, moment_of.into_iter().collect()));
+        model.take(&sample);
+        let trees = snapshot(&mut model, time).trees;
+        let of = |tgid| trees.iter().find(|tree| tree.root.tgid == Tgid(tgid)).and_then(|tree| tree.usage?.cpu_ns);
+        (of(10), of(12))
+    };
+    assert_eq!(times(cpu_times(SECOND, &[(root, 1), (worker, 20), (leaver, 300)]), None), (Some(321), None));
+    let exits = Some(exit(2 * SECOND, worker, 0));
+    assert_eq!(times(cpu_times(2 * SECOND, &[(root, 2)]), exits), (Some(322), None));
+    let leaves = Some(moment(3 * SECOND, What::Moved(Owner { cgroup: 3, ..leaver })));
+    assert_eq!(times(cpu_times(3 * SECOND, &[(leaver, 700)]), leaves), (Some(322), Some(400)));
+    let exits = Some(exit(4 * SECOND, root, 0));
+    assert_eq!(times(cpu_times(4 * SECOND, &[(leaver, 800)]), exits), (Some(322), Some(500)));
+}
+
+#[test]
+fn who_polls_is_told_who_came_went_and_moved() {
+    let mut model = model();
+    let (process, other) = (owner(10, 2), owner(11, 2));
+    model.take(&moments(SECOND, vec![fork(1, &owner(1, 1), process), fork(2, &owner(1, 1), other)]));
+    let changes = |model: &mut Model, time| {
+        let told: Vec<_> = model.process_changes().map(|c| (c.id.tgid.0, c.cgroup.0, c.runs, c.moved)).collect();
+        snapshot(model, time);
+        told
+    };
+    assert_eq!(changes(&mut model, SECOND), [(1, 1, true, false), (10, 2, true, false), (11, 2, true, false)]);
+    assert_eq!(changes(&mut model, 2 * SECOND), []);
+    model.take(&faults(3 * SECOND, &[(process, 1)]));
+    model.take(&moments(3 * SECOND, vec![exit(3 * SECOND, other, 0)]));
+    assert_eq!(changes(&mut model, 3 * SECOND), [(10, 2, true, true), (11, 2, false, false)]);
+    model.take(&moments(4 * SECOND, vec![moment(4 * SECOND, What::Moved(owner(10, 3)))]));
+    assert_eq!(changes(&mut model, 4 * SECOND), [(10, 3, true, false)]);
+}
+
+#[test]
+fn one_that_could_not_be_looked_up_gets_its_names_later() {
+    let mut model = model();
+    let process = owner(10, 3);
+    let mut found = FoundProcess {
+        id: ProcessId::from(&process),
+        parent: None,
+        command: String::new(),
+        command_line: String::new(),
+        cgroup_path: None,
+        running: true,
+    };
+    let take = |model: &mut Model, found: &FoundProcess, time| {
+        let found = Found { processes: vec![found.clone()], ..Found::default() };
+        model.take(&Sample { time: BootTime(time), found, ..Sample::default() });
+    };
+    take(&mut model, &found, SECOND);
+    assert_eq!(find(&snapshot(&mut model, SECOND), 10).state, ProcessState::Running, "nobody knows that it has gone");
+    (found.command, found.command_line, found.parent) = ("sh".into(), "sh -c x".into(), Some(Tgid(1)));
+    found.cgroup_path = Some("/a/b".into());
+    take(&mut model, &found, 2 * SECOND);
+    let snapshot = snapshot(&mut model, 2 * SECOND);
+    let process = find(&snapshot, 10);
+    assert_eq!((&*process.command_line, process.cgroup_path.as_deref()), ("sh -c x", Some("/a/b")));
+    assert_eq!(snapshot.trees.last().map(|tree| (&*tree.command, tree.running)), Some(("sh", 1)));
+    let running: Vec<_> = snapshot.cgroups.iter().map(|cgroup| (&*cgroup.path, cgroup.running)).collect();
+    assert_eq!(running, [("/", 2), ("/a", 1), ("/a/b", 1)]);
+}
+
 const CONTAINER: &str = "0f3c7a1be5d24c6890ab12cd34ef56ab78901234567890abcdefabcdefabcd01";
 const POD: &str = "6f1d3c2e-0b7a-4f5e-9c1d-2a3b4c5d6e7f";
 

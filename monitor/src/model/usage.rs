@@ -45,27 +45,33 @@ pub struct Peak {
 /// What /proc tells of a process.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ProcessUsage {
-    /// When it was looked at.
+    /// When it was looked at: of CPU time, threads and faults.
     pub time: BootTime,
+    /// When resident memory, storage and open files were read, which is not done each time; none where none of them is told.
+    #[serde(default)]
+    pub full_time: Option<BootTime>,
+    /// When its memory was split into shares; none where it was not.
+    #[serde(default)]
+    pub shares_time: Option<BootTime>,
     /// What it told; what was left out this time is as it was told before.
     pub reading: ProcessReading,
     /// CPUs in use, on average between the last two looks. Zero once it is idle.
     pub cpu_per_second: Option<f64>,
 }
 
-/// Sums over the running processes of a tree.
+/// Sums over the processes of a tree. What is not polled, or does not exist as memory of kernel threads, is none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TreeUsage {
-    /// CPU time used by those running.
-    pub cpu_ns: u64,
+    /// CPU time used, also by those that have exited or left.
+    pub cpu_ns: Option<u64>,
     /// CPUs in use.
-    pub cpu_per_second: f64,
+    pub cpu_per_second: Option<f64>,
     /// Threads.
     pub threads: u64,
     /// Resident memory, each process's added up: shared pages are in it once for each.
-    pub resident_bytes: u64,
+    pub resident_bytes: Option<u64>,
     /// Swapped out.
-    pub swap_bytes: u64,
+    pub swap_bytes: Option<u64>,
     /// Shared and private memory, each page once.
     pub shares: Option<TreeShares>,
 }
@@ -165,27 +171,44 @@ impl MemoryReading {
 impl ProcessUsage {
     /// From a look and what was known before.
     pub(super) fn new(mut reading: ProcessReading, time: BootTime, before: Option<&Self>) -> Self {
-        let cpu_per_second = rate(Some(reading.cpu_ns), time, before.map(|b| (b.reading.cpu_ns, b.time)));
-        if let Some(before) = before.map(|before| &before.reading) {
-            reading.resident = reading.resident.or(before.resident);
-            reading.shares = reading.shares.or(before.shares);
-            reading.open_files = reading.open_files.or(before.open_files);
-            reading.storage = reading.storage.or(before.storage);
+        let cpu_per_second = rate(reading.cpu_ns, time, before.and_then(|b| Some((b.reading.cpu_ns?, b.time))));
+        let is_full = reading.resident.is_some() || reading.storage.is_some() || reading.open_files.is_some();
+        let mut usage = Self {
+            time,
+            full_time: is_full.then_some(time),
+            shares_time: reading.shares.map(|_| time),
+            reading: ProcessReading::default(),
+            cpu_per_second,
+        };
+        if let Some(before) = before {
+            usage.full_time = usage.full_time.or(before.full_time);
+            usage.shares_time = usage.shares_time.or(before.shares_time);
+            reading.resident = reading.resident.or(before.reading.resident);
+            reading.shares = reading.shares.or(before.reading.shares);
+            reading.open_files = reading.open_files.or(before.reading.open_files);
+            reading.storage = reading.storage.or(before.reading.storage);
         }
-        Self { time, reading, cpu_per_second }
+        Self { reading, ..usage }
+    }
+
+    /// When the oldest of its numbers was read, but for its shares, which have a time of their own.
+    pub fn oldest_time(&self) -> BootTime {
+        self.full_time.map_or(self.time, |full| full.min(self.time))
     }
 }
 
 impl TreeUsage {
-    /// Adds one of its processes.
-    pub(super) fn add(&mut self, usage: &ProcessUsage) {
+    /// Adds one of its running processes, without the CPU time that it had used before it came into the tree.
+    pub(super) fn add(&mut self, usage: &ProcessUsage, cpu_before_ns: u64) {
         let reading = &usage.reading;
-        self.cpu_ns += reading.cpu_ns;
-        self.cpu_per_second += usage.cpu_per_second.unwrap_or_default();
+        if let Some(cpu_ns) = reading.cpu_ns {
+            *self.cpu_ns.get_or_insert_default() += cpu_ns.saturating_sub(cpu_before_ns);
+            *self.cpu_per_second.get_or_insert_default() += usage.cpu_per_second.unwrap_or_default();
+        }
         self.threads += u64::from(reading.threads);
         if let Some(resident) = reading.resident {
-            self.resident_bytes += resident.total_bytes();
-            self.swap_bytes += resident.swap_bytes;
+            *self.resident_bytes.get_or_insert_default() += resident.total_bytes();
+            *self.swap_bytes.get_or_insert_default() += resident.swap_bytes;
         }
         if let Some(of_process) = reading.shares {
             let shares = self.shares.get_or_insert_default();
@@ -318,9 +341,9 @@ mod tests {
             // 60 bytes shared by four, 40 of its own.
             let shares = Some(Shares { proportional_bytes: 55, unique_bytes: 40 });
             let reading = ProcessReading { resident, shares, threads: 2, ..ProcessReading::default() };
-            tree.add(&ProcessUsage::new(reading, BootTime(1), None));
+            tree.add(&ProcessUsage::new(reading, BootTime(1), None), 0);
         }
-        assert_eq!((tree.resident_bytes, tree.threads), (400, 8));
+        assert_eq!((tree.resident_bytes, tree.threads), (Some(400), 8));
         assert_eq!(tree.shares, Some(TreeShares { private_bytes: 160, shared_bytes: 60, processes: 4 }));
     }
 
@@ -331,6 +354,21 @@ mod tests {
         let first = ProcessUsage::new(full, BootTime(1), None);
         let second = ProcessUsage::new(ProcessReading::default(), BootTime(2), Some(&first));
         assert_eq!((second.reading.shares, second.reading.open_files), (shares, Some(4)));
+    }
+
+    #[test]
+    fn old_numbers_keep_their_age() {
+        let resident = Some(Resident { anon_bytes: 1, ..Resident::default() });
+        let shares = Some(Shares { proportional_bytes: 5, unique_bytes: 3 });
+        let new = |time, resident, shares, before| {
+            ProcessUsage::new(ProcessReading { resident, shares, ..ProcessReading::default() }, BootTime(time), before)
+        };
+        let split = new(1, resident, shares, None);
+        let full = new(2, resident, None, Some(&split));
+        let short = new(3, None, None, Some(&full));
+        assert_eq!((short.time, short.oldest_time(), short.shares_time), (BootTime(3), BootTime(2), Some(BootTime(1))));
+        let kernel_thread = new(4, None, None, None);
+        assert_eq!(kernel_thread.oldest_time(), BootTime(4));
     }
 
     #[test]

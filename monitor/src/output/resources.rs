@@ -132,7 +132,7 @@ mod tests {
         let disks = vec![disk("nvme0n1"), disk("dm-0")];
         let reading = HostReading { memory: Some(memory), disks, ..HostReading::default() };
         let host = HostUsage { reading, cpu: Some(cpu), disks: vec![rates, rates], ..HostUsage::default() };
-        let usage = Some(TreeUsage { cpu_per_second: 1.805, ..TreeUsage::default() });
+        let usage = Some(TreeUsage { cpu_per_second: Some(1.805), ..TreeUsage::default() });
         let tree = Tree { usage, ..(*snapshot.trees[0]).clone() };
         let mark = Mark { step: Some(50), ..Mark::default() };
         Snapshot {

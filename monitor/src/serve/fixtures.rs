@@ -98,6 +98,7 @@ fn process(pid: u32, tree: u32, command: &str, cgroup: Option<&str>, subject: Su
         state: ProcessState::Running,
         subject,
         usage: None,
+        cpu_before_ns: 0,
     })
 }
 
@@ -125,6 +126,7 @@ fn tree(pid: u32, command: &str, command_line: &str, subject: Subject) -> Arc<Tr
         mark: None,
         subject,
         usage: None,
+        cpu_gone_ns: None,
     })
 }
 

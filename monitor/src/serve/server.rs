@@ -7,14 +7,14 @@ use super::{
     problem::Problem,
     routes::{self, Origin, Shared},
 };
-use crate::{doctor, event_log::EventLog, history, mark::Inbox, model::snapshot::Snapshot};
+use crate::{collect::descriptors, doctor, event_log::EventLog, history, mark::Inbox, model::snapshot::Snapshot};
 use axum::{Extension, Router, body::Bytes, http::StatusCode};
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use std::{io, path::Path, pin::pin, sync::Arc, time::Duration};
+use std::{io, mem, path::Path, pin::pin, sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream, UnixStream},
@@ -143,6 +143,7 @@ async fn admit_all<D: Door>(door: D, router: Router, mut shutdown: watch::Receiv
     let (places, refusals) = (Semaphore::new(limits.connections), Semaphore::new(limits.refusals));
     let (places, refusals) = (Arc::new(places), Arc::new(refusals));
     let (mut pace, mut connections) = (Pace::new(limits.guard), JoinSet::new());
+    let mut refusing = false;
     loop {
         tokio::select! {
             () = ended(&mut shutdown) => break,
@@ -150,6 +151,9 @@ async fn admit_all<D: Door>(door: D, router: Router, mut shutdown: watch::Receiv
             accepted = pace.next(&door) => match accepted {
                 Ok(stream) => {
                     pace.accepted(Instant::now());
+                    if mem::take(&mut refusing) {
+                        log::info!("connections are accepted again");
+                    }
                     let admitted = door.admit(&stream);
                     let (place, admitted) = match Arc::clone(&places).try_acquire_owned() {
                         Ok(place) => (Ok(place), admitted),
@@ -163,7 +167,14 @@ async fn admit_all<D: Door>(door: D, router: Router, mut shutdown: watch::Receiv
                         connections.spawn(connection(stream, router, limits.guard, place, shutdown.clone()));
                     }
                 }
-                Err(error) => pause(&error).await,
+                // A want of descriptors is counted there, and told once with all others.
+                Err(error) if descriptors::is_want(&error) => sleep(ACCEPT_PAUSE).await,
+                Err(error) => {
+                    if !mem::replace(&mut refusing, true) {
+                        log::warn!("cannot accept a connection: {error}");
+                    }
+                    sleep(ACCEPT_PAUSE).await;
+                }
             },
         }
     }
@@ -273,11 +284,6 @@ impl Pace {
 fn crowded(limits: Limits) -> Problem {
     let detail = format!("{} connections are open already: close one, or try again", limits.connections);
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
-}
-
-async fn pause(error: &io::Error) {
-    log::warn!("cannot accept a connection: {error}");
-    sleep(ACCEPT_PAUSE).await;
 }
 
 #[cfg(test)]

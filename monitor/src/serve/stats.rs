@@ -65,7 +65,7 @@ impl Stats {
         places.truncate(PROCESSES);
         let root = snapshot.process(asked.tree.key()).filter(|root| root.state == ProcessState::Running);
         let (mem_info, mem_info_cgroup) = memory(snapshot, root.map_or(asked, |root| root)).ok_or_else(|| {
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "memory is not polled: cpu_monitoring is switched off")
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "memory is not polled: memory_monitoring is switched off")
         })?;
         let stats = Self {
             time_ns: snapshot.time.0,
@@ -145,6 +145,6 @@ mod tests {
 
     #[test]
     fn what_is_not_polled_is_not_told() {
-        assert!(of(&fixtures::snapshot(), 10).err().unwrap().contains("cpu_monitoring"));
+        assert!(of(&fixtures::snapshot(), 10).err().unwrap().contains("memory_monitoring"));
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     cells::{Cell, Named},
     fields::Number,
+    view::Context,
 };
 use crate::{
     model::{
@@ -10,13 +11,15 @@ use crate::{
         usage::{CgroupUsage, CpuShares, DiskRates, HostUsage, InterfaceRates, ProcessUsage, TreeShares, TreeUsage},
     },
     reading::{DiskReading, InterfaceReading, IoReading, MemoryReading, Pressure, Resident, Stall},
+    time::BootTime,
 };
 use serde::Serialize;
 
 /// What /proc tells of a process.
 pub(super) static PROCESS: &[Named<Process>] = &[
-    ("cpu.seconds_total", |p, _| process(p, |u| Number::Real(seconds(u.reading.cpu_ns)))),
+    ("cpu.seconds_total", |p, _| process(p, |u| real(u.reading.cpu_ns.map(seconds)))),
     ("cpu.per_second", |p, _| process(p, |u| rate(u.cpu_per_second))),
+    ("cpu.age_seconds", |p, c| process(p, |u| age(c, u.reading.cpu_ns.and(Some(u.time))))),
     ("memory.resident_bytes", |p, _| resident(p, Resident::total_bytes)),
     ("memory.anon_bytes", |p, _| resident(p, |r| r.anon_bytes)),
     ("memory.file_bytes", |p, _| resident(p, |r| r.file_bytes)),
@@ -24,6 +27,8 @@ pub(super) static PROCESS: &[Named<Process>] = &[
     ("memory.swap_bytes", |p, _| resident(p, |r| r.swap_bytes)),
     ("memory.proportional_bytes", |p, _| process(p, |u| u.reading.shares.map(|s| s.proportional_bytes).into())),
     ("memory.unique_bytes", |p, _| process(p, |u| u.reading.shares.map(|s| s.unique_bytes).into())),
+    ("memory.age_seconds", |p, c| process(p, |u| age(c, u.reading.resident.and(u.full_time)))),
+    ("memory.split_age_seconds", |p, c| process(p, |u| age(c, u.reading.shares.and(u.shares_time)))),
     ("threads", |p, _| process(p, |u| Number::Count(u.reading.threads.into()))),
     ("open_files", |p, _| process(p, |u| u.reading.open_files.map(u64::from).into())),
     ("minor_faults_total", |p, _| process(p, |u| Number::Count(u.reading.minor_faults))),
@@ -31,17 +36,17 @@ pub(super) static PROCESS: &[Named<Process>] = &[
     ("io_delay_seconds_total", |p, _| process(p, |u| real(u.reading.io_delay_ns.map(seconds)))),
     ("storage.read_bytes_total", |p, _| process(p, |u| u.reading.storage.map(|s| s.read_bytes).into())),
     ("storage.write_bytes_total", |p, _| process(p, |u| u.reading.storage.map(|s| s.write_bytes).into())),
-    ("age_seconds", |p, c| process(p, |u| c.age(u.time))),
+    ("age_seconds", |p, c| process(p, |u| c.age(u.oldest_time()))),
 ];
 
-/// Sums over a tree's running processes.
+/// Sums over a tree's running processes; its CPU time is also that of those that were in it before.
 pub(super) static TREE: &[Named<Tree>] = &[
     ("rule", |t, _| Cell::Text(t.rule)),
     ("workers", |t, _| Number::Count(t.running.saturating_sub(1).into()).into()),
-    ("cpu.seconds_total", |t, _| tree(t, |u| Number::Real(seconds(u.cpu_ns)))),
-    ("cpu.per_second", |t, _| tree(t, |u| Number::Rate(u.cpu_per_second))),
-    ("memory.resident_bytes", |t, _| tree(t, |u| Number::Count(u.resident_bytes))),
-    ("memory.swap_bytes", |t, _| tree(t, |u| Number::Count(u.swap_bytes))),
+    ("cpu.seconds_total", |t, _| tree(t, |u| real(u.cpu_ns.map(seconds)))),
+    ("cpu.per_second", |t, _| tree(t, |u| rate(u.cpu_per_second))),
+    ("memory.resident_bytes", |t, _| tree(t, |u| u.resident_bytes.into())),
+    ("memory.swap_bytes", |t, _| tree(t, |u| u.swap_bytes.into())),
     ("memory.private_bytes", |t, _| shares(t, |s| s.private_bytes)),
     ("memory.shared_bytes", |t, _| shares(t, |s| s.shared_bytes)),
     ("memory.split_processes", |t, _| shares(t, |s| s.processes.into())),
@@ -170,6 +175,10 @@ fn seconds(ns: u64) -> f64 {
 
 fn rate(value: Option<f64>) -> Number {
     value.map_or(Number::Missing, Number::Rate)
+}
+
+fn age(context: &Context, read_at: Option<BootTime>) -> Number {
+    read_at.map_or(Number::Missing, |time| context.age(time))
 }
 
 fn real(value: Option<f64>) -> Number {

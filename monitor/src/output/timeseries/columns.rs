@@ -67,7 +67,7 @@ const HOST: &[OfSnapshot] = &[
     ("busiest_tree_pid", |s| busiest_tree(s).map(|(tree, _)| tree.root.tgid.0.to_string()).unwrap_or_default()),
     ("busiest_tree_cpu_percent", |s| percent(busiest_tree(s).map(|(_, cpu)| cpu))),
     ("busiest_tree_memory_mb", |s| {
-        megabytes(busiest_tree(s).and_then(|(tree, _)| Some(tree.usage?.resident_bytes as f64)))
+        megabytes(busiest_tree(s).and_then(|(tree, _)| Some(tree.usage?.resident_bytes? as f64)))
     }),
     ("epoch", |s| s.mark.as_ref().and_then(|mark| mark.epoch).map(|epoch| epoch.to_string()).unwrap_or_default()),
     ("labels", |s| labels(s).map(|labels| text(&labels)).unwrap_or_default()),

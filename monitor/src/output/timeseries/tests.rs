@@ -73,7 +73,7 @@ fn names_are_no_formulas_and_no_lines() {
     let mut writer = writer(directory.path());
     let names = ["=cmd|' /C calc'!A0", "+1", "-1", "@x", "\t=x", "a,\"b\"\n1,2"];
     for name in names {
-        let usage = Some(TreeUsage { cpu_per_second: 1.5, ..TreeUsage::default() });
+        let usage = Some(TreeUsage { cpu_per_second: Some(1.5), ..TreeUsage::default() });
         let snapshot = fixtures::snapshot();
         let tree = Tree { command: name.to_owned(), usage, ..(*snapshot.trees[0]).clone() };
         writer.take_now(&Snapshot { trees: vec![Arc::new(tree)], ..snapshot });

@@ -159,7 +159,7 @@ fn the_number_of_series_is_bounded() {
         .map(|n| {
             let mut tree = tree.clone();
             tree.root.tgid.0 = n;
-            tree.usage = Some(TreeUsage { resident_bytes: 100, ..TreeUsage::default() });
+            tree.usage = Some(TreeUsage { resident_bytes: Some(100), ..TreeUsage::default() });
             Arc::new(tree)
         })
         .collect();

@@ -171,7 +171,7 @@ static TREE: &[Gauge<Tree>] = &[
         name: "monitor_tree_resident_bytes",
         help: "Resident memory of its running processes; shared pages count once for each.",
         adds_up: true,
-        read: |t, _| t.usage.map(|usage| usage.resident_bytes).into(),
+        read: |t, _| t.usage.and_then(|usage| usage.resident_bytes).into(),
     },
     Gauge {
         name: "monitor_tree_private_bytes",
@@ -189,13 +189,13 @@ static TREE: &[Gauge<Tree>] = &[
         name: "monitor_tree_swap_bytes",
         help: "Memory swapped out.",
         adds_up: true,
-        read: |t, _| t.usage.map(|usage| usage.swap_bytes).into(),
+        read: |t, _| t.usage.and_then(|usage| usage.swap_bytes).into(),
     },
     Gauge {
         name: "monitor_tree_cpus_used",
         help: "Processors in use, on average over the last tick.",
         adds_up: true,
-        read: |t, _| real(t.usage.map(|usage| usage.cpu_per_second)),
+        read: |t, _| real(t.usage.and_then(|usage| usage.cpu_per_second)),
     },
     Gauge {
         name: "monitor_tree_processes",
@@ -247,7 +247,10 @@ pub(super) fn cgroups(to: &mut Exposition, snapshot: &Snapshot, context: &Contex
 /// The costly trees. Returns how many are told of as one. Every process is in one tree, so that all of them add up.
 pub(super) fn trees(to: &mut Exposition, snapshot: &Snapshot, context: &Context, top: usize) -> usize {
     let running = || snapshot.trees.iter().filter(|tree| tree.running > 0).map(|tree| &**tree);
-    let cost = |tree: &Tree| tree.usage.map_or((0, 0.0), |usage| (usage.resident_bytes, usage.cpu_per_second));
+    let cost = |tree: &Tree| {
+        let usage = tree.usage.unwrap_or_default();
+        (usage.resident_bytes.unwrap_or_default(), usage.cpu_per_second.unwrap_or_default())
+    };
     let few = Few::of(running().collect(), top, cost, |tree| tree.root.tgid.0.to_string());
     few.write(to, "tree", TREE, context, |read| sum(running().map(read)));
     let mut info = to.family("monitor_tree", Kind::Info, "Names of process trees that have series of their own.");

@@ -78,6 +78,7 @@ fn obey(line: &str, report: &mut Report) -> Result<()> {
         "children" => processes::children(&mut arguments, report),
         "release" => processes::release(&mut arguments, report),
         "churn" => processes::churn(&mut arguments, report),
+        "vanish" => processes::vanish(&mut arguments, report),
         "reuse-pid" => processes::reuse_pid(&mut arguments, report),
         "in-namespace" => processes::in_namespace(&mut arguments, report),
         "exec" => processes::exec(&mut arguments),

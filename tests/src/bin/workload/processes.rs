@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::{
     ffi::CString,
     fs, io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -127,6 +127,69 @@ pub(crate) fn churn(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
     }
     report.number("cgroups", count);
     Ok(())
+}
+
+/// `vanish DIRECTORY COUNT POOL`: that many cgroups below that one, each with a child that goes on faulting, reading and
+/// writing there; so many at a time. At random one of them is killed and its cgroup removed, until all have gone.
+pub(crate) fn vanish(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    let directory = PathBuf::from(arguments.word("directory")?);
+    let count: usize = arguments.value("count")?;
+    let pool: usize = arguments.value("pool")?;
+    let memory = Mapping::anonymous(16 * PAGE)?;
+    let mut random = Random(u64::from(std::process::id()));
+    let mut living: Vec<(libc::pid_t, PathBuf)> = Vec::new();
+    let mut made = 0;
+    while made < count || !living.is_empty() {
+        if made < count && living.len() < pool {
+            let cgroup = directory.join(format!("vanishing-{made}"));
+            fs::create_dir(&cgroup).with_context(|| format!("cannot make {}", cgroup.display()))?;
+            let pid = fork(|| live(&cgroup, &memory))?;
+            living.push((pid, cgroup));
+            made += 1;
+            continue;
+        }
+        let (pid, cgroup) = living.swap_remove(random.below(living.len()));
+        // Some have just begun, others lived for a while: time passes between two of them, too.
+        std::thread::sleep(Duration::from_micros(random.below(1000) as u64));
+        // SAFETY: takes two numbers; the pid is that of a child nobody has waited for yet.
+        system::check(unsafe { libc::kill(pid, libc::SIGKILL) }, "kill")?;
+        let status = wait(pid)?.status;
+        ensure!(status == libc::SIGKILL as u32, "the child of {} ended by itself, with {status}", cgroup.display());
+        // What has exited may take a moment to leave.
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while let Err(error) = fs::remove_dir(&cgroup) {
+            ensure!(Instant::now() < deadline, "cannot remove {}: {error}", cgroup.display());
+        }
+    }
+    report.number("processes", made as u64);
+    report.number("cgroups", made as u64);
+    Ok(())
+}
+
+/// Does a little of everything in a cgroup, until it is killed.
+fn live(cgroup: &Path, memory: &Mapping) -> i32 {
+    if fs::write(cgroup.join("cgroup.procs"), "0").is_err() {
+        return 1;
+    }
+    loop {
+        touch(memory);
+        if memory.advise(libc::MADV_DONTNEED).is_err() || fs::read("/proc/self/comm").is_err() {
+            return 2;
+        }
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// Numbers that look random (xorshift64), the same for the same start.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % limit as u64) as usize
+    }
 }
 
 /// `reuse-pid PAGES`: two children, the second with the pid of the first, which fault on so many and twice as many pages.
