@@ -97,7 +97,13 @@ pub async fn run(config: Config, claims: Claims) -> anyhow::Result<()> {
     });
     let metrics = scraped.map(|loopback| tokio::spawn(serve::serve_metrics(loopback, state.clone(), ending.clone())));
     let server = tokio::spawn(serve::serve(listener, state, ending.clone()));
-    let console = config.console.then(|| tokio::spawn(show(Console::new(&config), latest, ending)));
+    let consoles = if config.console { Console::all(&config) } else { Vec::new() };
+    if let Some(console) = consoles.first() {
+        // Where nobody reads it, the consoles find out themselves.
+        let _ = console.welcome();
+    }
+    let consoles: Vec<_> =
+        consoles.into_iter().map(|console| tokio::spawn(show(console, latest.clone(), ending.clone()))).collect();
 
     service::ready();
     agent.work(&config, &snapshots, &mut end).await;
@@ -117,7 +123,7 @@ pub async fn run(config: Config, claims: Claims) -> anyhow::Result<()> {
     if let Some(metrics) = metrics {
         metrics.await.context("the server of metrics ended badly")?;
     }
-    if let Some(console) = console {
+    for console in consoles {
         // It may be stuck in a terminal that was stopped, or a pipe that nobody empties: that must not keep the agent.
         drop(tokio::time::timeout(CONSOLE_ENDS_WITHIN, console).await);
     }
@@ -432,7 +438,7 @@ impl End {
 
 /// Shows snapshots until the end, or until nobody reads any more.
 async fn show(mut console: Console, mut snapshots: watch::Receiver<Arc<Snapshot>>, mut ending: watch::Receiver<bool>) {
-    let mut open = console.welcome().is_ok();
+    let mut open = true;
     let mut pace = match console.form() {
         Form::Table(interval) => Pace::Time(every(interval)),
         Form::Blocks(ticks) => Pace::Ticks(ticks),

@@ -46,7 +46,7 @@ pub(super) struct Settings {
     #[arg(long)]
     quiet: bool,
     /// Write a block of resources and alerts every so many ticks instead of the live table, or 0 for the table only. "auto"
-    /// is the table on a terminal, and a block every 10 ticks elsewhere [default: auto]
+    /// is the table, and beside it, where standard output is no terminal, a block every 10 ticks [default: auto]
     #[arg(long, value_name = "TICKS")]
     log_interval: Option<String>,
     /// Record what is read to this file, which stops at record.max_bytes [256MiB], or directory (a name that ends with a

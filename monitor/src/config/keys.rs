@@ -90,8 +90,8 @@ fn general() -> Vec<Key> {
         key(
             None,
             "log_interval",
-            "ticks from one block of resources and alerts to the next; 0 for the live table alone; \"auto\" for the \
-             table on a terminal, a block every 10 ticks elsewhere",
+            "ticks from one block of resources and alerts to the next, without the live table; 0 for the table alone; \
+             \"auto\" for the table, and beside it, where output is no terminal, a block every 10 ticks",
             |c| Slot::Ticks(&mut c.log_interval, 0..=1_000_000),
         ),
         key(None, "drop_capabilities", "once attached, keep only the capabilities that counting takes", |c| {

@@ -61,17 +61,18 @@ pub struct Console {
 }
 
 impl Console {
-    /// The console of an agent.
-    pub fn new(config: &Config) -> Self {
+    /// The consoles of an agent, one for each form.
+    pub fn all(config: &Config) -> Vec<Self> {
         let terminal = io::stdout().is_terminal();
-        Self {
-            form: Form::of(config.log_interval, config.console_interval, terminal),
+        let console = |form| Self {
+            form,
             thresholds: config.thresholds,
             terminal,
             colour: terminal && super::wants_colour(),
             hint: hint(&config.socket),
             drawn: false,
-        }
+        };
+        Form::all(config.log_interval, config.console_interval, terminal).into_iter().map(console).collect()
     }
 
     /// What it shows, and when.
@@ -120,11 +121,13 @@ impl Console {
 }
 
 impl Form {
-    fn of(log_interval: Option<u32>, console_interval: Duration, terminal: bool) -> Self {
+    /// Blocks would be lost under a table that is redrawn, but not between tables that follow each other.
+    fn all(log_interval: Option<u32>, console_interval: Duration, terminal: bool) -> Vec<Self> {
         match log_interval {
-            Some(0) => Self::Table(console_interval),
-            None if terminal => Self::Table(console_interval),
-            every => Self::Blocks(Ticks::new(every.unwrap_or(LOG_INTERVAL))),
+            Some(0) => vec![Self::Table(console_interval)],
+            None if terminal => vec![Self::Table(console_interval)],
+            None => vec![Self::Table(console_interval), Self::Blocks(Ticks::new(LOG_INTERVAL))],
+            Some(every) => vec![Self::Blocks(Ticks::new(every))],
         }
     }
 }
@@ -460,14 +463,14 @@ agent    0.50 % of one CPU, 6.0 MiB resident, 4.0 MiB of maps
     }
 
     #[test]
-    fn a_terminal_has_the_table_and_a_log_has_blocks_unless_one_is_asked_for() {
+    fn a_terminal_has_the_table_and_a_log_has_both_unless_one_is_asked_for() {
         let interval = Duration::from_secs(2);
-        let form = |log_interval, terminal| Form::of(log_interval, interval, terminal);
+        let forms = |log_interval, terminal| Form::all(log_interval, interval, terminal);
         let table = Form::Table(interval);
         let blocks = |every| Form::Blocks(Ticks { every, next: every.into() });
-        assert_eq!((form(None, true), form(None, false)), (table, blocks(10)));
-        assert_eq!((form(Some(0), true), form(Some(0), false)), (table, table));
-        assert_eq!((form(Some(3), true), form(Some(3), false)), (blocks(3), blocks(3)));
+        assert_eq!((forms(None, true), forms(None, false)), (vec![table], vec![table, blocks(10)]));
+        assert_eq!((forms(Some(0), true), forms(Some(0), false)), (vec![table], vec![table]));
+        assert_eq!((forms(Some(3), true), forms(Some(3), false)), (vec![blocks(3)], vec![blocks(3)]));
     }
 
     #[test]
