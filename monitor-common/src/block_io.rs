@@ -80,6 +80,12 @@ impl Series {
         Self(account << USE_BITS | usage as u32)
     }
 
+    /// Whether it is one of [`Self::of_nobody`].
+    #[inline(always)]
+    pub const fn is_nobodys(self) -> bool {
+        self.account() < operation::COUNT as u32
+    }
+
     /// Number of the account.
     #[inline(always)]
     pub const fn account(self) -> u32 {
@@ -184,9 +190,14 @@ impl Bucket {
         (series.0 as u64) << SERIES_SHIFT
     }
 
-    /// Its series.
+    /// Its series, where it stands in a bucket.
     pub const fn series(self) -> u64 {
         self.0 >> SERIES_SHIFT << SERIES_SHIFT
+    }
+
+    /// Its series. Only the lower half of what buckets have room for is used.
+    pub const fn whole_series(self) -> Series {
+        Series((self.0 >> SERIES_SHIFT) as u32)
     }
 
     /// One of [`latency`].

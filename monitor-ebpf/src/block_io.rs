@@ -66,9 +66,9 @@ static DURABLE: HashMap<u64, Submission> = HashMap::with_max_entries(limits::BLO
 /// Completed requests, which user space reads where they are.
 #[map]
 static ACCOUNTS: Array<Account> = Array::with_max_entries(limits::BLOCK_IO_KEYS, BPF_F_MMAPABLE);
-/// Numbers of the accounts that are open, by key.
+/// The accounts that are open, by key.
 #[map]
-static KEYS: HashMap<Key, u32> = HashMap::with_max_entries(limits::BLOCK_IO_KEYS, 0);
+static KEYS: HashMap<Key, Series> = HashMap::with_max_entries(limits::BLOCK_IO_KEYS, 0);
 /// Numbers of the others, the longest closed first.
 #[map]
 static FREE: Queue<u32> = Queue::with_max_entries(limits::BLOCK_IO_KEYS, 0);
@@ -197,10 +197,14 @@ fn submit(request: Kernel) -> i32 {
         }
         let mut series = Series::NONE;
         if let Some(known) = (*thread).series.get_mut(usize::from(operation)) {
-            if *known == Series::NONE {
-                *known = accounts::open(&Key { owner, device, operation, reserved: 0 });
-            }
             series = *known;
+            if series == Series::NONE {
+                series = accounts::open(&Key { owner, device, operation, reserved: 0 });
+                // Where there was no room, there may be some the next time.
+                if !series.is_nobodys() {
+                    *known = series;
+                }
+            }
         }
         submit_for(request, Submission { owner, submitted_ns }, operation, series)
     }
@@ -253,7 +257,9 @@ fn submit_for(request: Kernel, submission: Submission, operation: u16, series: S
             if (*old).submitted_ns != 0 {
                 settle(&*old, device(request));
             }
-            *old = Request { address: (*old).address, ..entry };
+            // Only what stands in the hash map keeps its mark; a place may have been taken by another request meanwhile.
+            let marked = (*old).address & requests::IN_OVERFLOW;
+            *old = Request { address: entry.address + marked, ..entry };
         }
     } else if !requests::keep(&entry) {
         lose_room(NoRoom::Request);
@@ -462,6 +468,12 @@ fn account_of(entry: &Request, device: impl FnOnce() -> u32) -> Option<(Series, 
     }
     let key = Key { owner: entry.owner(), device: device(), operation: entry.operation, reserved: 0 };
     let series = accounts::open(&key);
+    if let Some(account) = accounts::of(series) {
+        return Some((series, account));
+    }
+    // It is being closed in this very moment.
+    lose_room(NoRoom::Owner);
+    let series = Series::of_nobody(entry.operation);
     Some((series, accounts::of(series)?))
 }
 

@@ -44,6 +44,8 @@ const DRAIN_EVERY: Duration = Duration::from_millis(100);
 const HARVEST_AFTER: Duration = Duration::from_millis(700);
 /// So many exited processes are harvested at once, lest a storm of them fills the maps.
 const HARVEST_AT: usize = 1024;
+/// Time between two questions whether records of life were lost.
+const LOSSES_EVERY: Duration = Duration::from_millis(500);
 /// A sweep after a loss is done once more after this long: what was just ending at the first one has ended by then.
 const SWEEP_AGAIN: Duration = Duration::from_secs(1);
 /// How long the console may take to end.
@@ -152,6 +154,8 @@ struct Agent {
     marks: Marks,
     report: Arc<doctor::Report>,
     lost_before: u64,
+    /// When to ask what was lost: each program answers by a system call.
+    losses_at: Instant,
     /// When to compare the model with /proc and cgroupfs; none while records tell everything.
     sweep_at: Option<Instant>,
     want: Want,
@@ -212,6 +216,7 @@ impl Agent {
             marks: Marks::default(),
             report: Arc::new(report),
             lost_before: 0,
+            losses_at: Instant::now(),
             sweep_at: None,
             want: Want::default(),
         })
@@ -320,6 +325,10 @@ impl Agent {
     /// where there are none.
     fn sweep_if_due(&mut self) {
         let now = Instant::now();
+        if now < self.losses_at {
+            return;
+        }
+        self.losses_at = now + LOSSES_EVERY;
         let lost = self.collector.lost(Source::Lifecycle);
         let lost_more = lost.is_some_and(|lost| lost > self.lost_before);
         let due = self.sweep_at.map_or(lost.is_none(), |at| now >= at);
@@ -361,11 +370,12 @@ impl Agent {
         for event in taken.events {
             self.events.push(event);
         }
-        match self.collector.forget(&taken.harvest) {
+        let mut harvest = taken.harvest;
+        match self.collector.forget(&mut harvest) {
             Ok(()) => {
-                self.model.forget(&taken.harvest);
+                self.model.forget(&harvest);
                 if let Some(recorder) = &mut self.recorder {
-                    recorder.forgot(taken.harvest);
+                    recorder.forgot(harvest);
                 }
             }
             Err(error) => log::warn!("deleting counters of exited processes: {error}"),

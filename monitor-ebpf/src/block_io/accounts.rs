@@ -14,34 +14,32 @@ pub(crate) fn of(series: Series) -> Option<*mut Account> {
 /// The series of a key, whose account is opened when there is none.
 #[inline(always)]
 pub(crate) fn open(key: &Key) -> Series {
-    number(key)
-        // SAFETY: a value of the map.
-        .and_then(|number| ACCOUNTS.get_ptr(number).map(|account| Series::new(number, unsafe { (*account).usage })))
-        .unwrap_or_else(|| {
-            crate::lose_room(NoRoom::Owner);
-            Series::of_nobody(key.operation)
-        })
+    series(key).unwrap_or_else(|| {
+        crate::lose_room(NoRoom::Owner);
+        Series::of_nobody(key.operation)
+    })
 }
 
 #[inline(always)]
-fn number(key: &Key) -> Option<u32> {
+fn series(key: &Key) -> Option<Series> {
     let find = || {
-        KEYS.get_ptr(key).map(|number| {
+        KEYS.get_ptr(key).map(|series| {
             // SAFETY: a value of the map.
-            unsafe { *number }
+            unsafe { *series }
         })
     };
     find().or_else(|| {
         let number = FREE.pop().ok()??;
         let account = ACCOUNTS.get_ptr_mut(number)?;
         // SAFETY: a value of the map, which is nobody else's until it is found by its key.
-        unsafe {
+        let series = unsafe {
             (*account).owner = key.owner;
             (*account).device = key.device;
             (*account).operation = key.operation;
-        }
-        if KEYS.insert(key, number, u64::from(BPF_NOEXIST)).is_ok() {
-            return Some(number);
+            Series::new(number, (*account).usage)
+        };
+        if KEYS.insert(key, series, u64::from(BPF_NOEXIST)).is_ok() {
+            return Some(series);
         }
         // Another CPU was first.
         let _ = FREE.push(number, 0);

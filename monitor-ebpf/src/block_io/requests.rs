@@ -23,7 +23,7 @@ fn set_of(address: u64) -> u32 {
 }
 
 /// Set in the address of an entry that is in the hash map; requests are aligned.
-const IN_OVERFLOW: u64 = 1;
+pub(crate) const IN_OVERFLOW: u64 = 1;
 
 /// The entry of a request that was submitted and is not done.
 #[inline(always)]

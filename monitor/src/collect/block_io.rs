@@ -37,9 +37,10 @@ impl BlockIo {
         self.latencies.read()
     }
 
-    /// Deletes harvested keys and their latencies.
-    pub fn forget(&mut self, keys: &[Key], latencies: &[Bucket]) -> io::Result<()> {
-        self.accounts.close(keys)?;
+    /// Deletes harvested keys and their latencies. What stays, because it has counted more meanwhile, is taken out of them.
+    pub fn forget(&mut self, keys: &mut Vec<Key>, latencies: &mut Vec<Bucket>) -> io::Result<()> {
+        let kept = self.accounts.close(keys)?;
+        latencies.retain(|bucket| !kept.contains(&bucket.series()));
         self.latencies.delete(latencies)
     }
 }

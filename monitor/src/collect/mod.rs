@@ -122,11 +122,11 @@ impl Collector {
     }
 
     /// Lets the kernel forget what has been taken in. On an error it may have forgotten some of it.
-    pub fn forget(&mut self, harvest: &Harvest) -> io::Result<()> {
+    pub fn forget(&mut self, harvest: &mut Harvest) -> io::Result<()> {
         let forgotten = [
             self.page_fault.as_ref().map(|source| source.forget(&harvest.page_faults)),
             self.address_space.as_ref().map(|source| source.forget(&harvest.address_spaces)),
-            self.block_io.as_mut().map(|source| source.forget(&harvest.block_io, &harvest.block_latencies)),
+            self.block_io.as_mut().map(|source| source.forget(&mut harvest.block_io, &mut harvest.block_latencies)),
         ];
         forgotten.into_iter().flatten().collect()
     }

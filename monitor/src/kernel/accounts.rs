@@ -2,9 +2,12 @@
 
 use super::{attach::LoadError, map, syscall, table::Table};
 use aya::{Ebpf, maps::MapData};
-use monitor_common::block_io::{Account, Bucket, Key, MOST_ACCOUNTS, Series, Totals, operation};
+use monitor_common::{
+    Owner,
+    block_io::{Account, Bucket, Key, MOST_ACCOUNTS, Series, Totals, operation},
+};
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     io,
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicU64, Ordering},
@@ -16,8 +19,8 @@ pub struct Accounts {
     table: Table<Account>,
     keys: MapData,
     free: MapData,
-    /// Those that were found in use, for closing them.
-    open: HashMap<Key, Series>,
+    /// Those that were found in use, with what they had counted by then.
+    open: HashMap<Key, Totals>,
 }
 
 impl Accounts {
@@ -43,20 +46,9 @@ impl Accounts {
     pub fn read(&mut self) -> Vec<(Key, Totals)> {
         let mut read = Vec::new();
         for (number, account) in self.table.entries().enumerate() {
-            let counter = |field: *const u64| {
-                // SAFETY: a field of the table, aligned for it, which the kernel writes as a whole.
-                unsafe { AtomicU64::from_ptr(field.cast_mut()) }.load(Ordering::Acquire)
-            };
-            // SAFETY: within the table; fields are only pointed to. The key was written before anything was counted, and
-            // that is what is read first.
+            // SAFETY: an account of the table. Its key was written before anything was counted, and that is what is read first.
             let (totals, key, usage) = unsafe {
-                let totals = Totals {
-                    series: 0,
-                    count: counter(&raw const (*account).count),
-                    bytes: counter(&raw const (*account).bytes),
-                    errors: counter(&raw const (*account).errors),
-                    wait_ns: counter(&raw const (*account).wait_ns),
-                };
+                let totals = totals(account);
                 if totals == Totals::default() {
                     continue;
                 }
@@ -64,22 +56,62 @@ impl Accounts {
                 (totals, account.key(), account.usage)
             };
             let series = Series::new(number as u32, usage);
-            self.open.insert(key, series);
-            read.push((key, Totals { series: Bucket::series_of(series), ..totals }));
+            // What was still added to an account that was being closed, and is nobody's.
+            if key.owner == Owner::UNATTRIBUTED && !series.is_nobodys() {
+                continue;
+            }
+            let totals = Totals { series: Bucket::series_of(series), ..totals };
+            self.open.insert(key, totals);
+            read.push((key, totals));
         }
         read
     }
 
-    /// Closes accounts: their next use will be another one.
-    pub fn close(&mut self, keys: &[Key]) -> io::Result<()> {
-        // First, so that nothing new is charged to them.
+    /// Closes accounts: their next use will be another one. Those that have counted something since they were read stay open,
+    /// and are taken out of `keys`: a request that was in flight when its process ended has come back. Tells their series, as
+    /// they stand in buckets.
+    pub fn close(&mut self, keys: &mut Vec<Key>) -> io::Result<HashSet<u64>> {
+        let Self { table, open, .. } = self;
+        let mut kept = HashSet::new();
+        keys.retain(|key| {
+            let Some(read) = open.get(key) else { return true };
+            let account = table.entries().nth(Bucket(read.series).whole_series().account() as usize);
+            // SAFETY: an account of the table.
+            let stays = account.is_some_and(|account| unsafe { totals(account) } != Totals { series: 0, ..*read });
+            if stays {
+                kept.insert(read.series);
+            }
+            !stays
+        });
+        // First, so that nothing new is charged to them but by requests in flight.
         syscall::delete_batch(self.keys.fd().as_fd(), keys.as_bytes(), size_of::<Key>())?;
-        for series in keys.iter().filter_map(|key| self.open.remove(key)) {
-            let next = series.next();
+        for read in keys.iter().filter_map(|key| self.open.remove(key)) {
+            let next = Bucket(read.series).whole_series().next();
             set(self.table.as_fd(), next, &Account { usage: next.usage(), ..Account::default() })?;
             hand(self.free.fd().as_fd(), next.account())?;
         }
-        Ok(())
+        Ok(kept)
+    }
+}
+
+/// What an account has counted, without its series.
+///
+/// # Safety
+/// `account` must be in memory that the kernel's programs write.
+unsafe fn totals(account: *const Account) -> Totals {
+    let counter = |field: *const u64| {
+        // SAFETY: a field of the table, aligned for it, which the kernel writes as a whole.
+        unsafe { AtomicU64::from_ptr(field.cast_mut()) }.load(Ordering::Acquire)
+    };
+    // SAFETY: the caller's account; fields are only pointed to.
+    unsafe {
+        Totals {
+            series: 0,
+            count: counter(&raw const (*account).count),
+            bytes: counter(&raw const (*account).bytes),
+            errors: counter(&raw const (*account).errors),
+            wait_ns: counter(&raw const (*account).wait_ns),
+        }
     }
 }
 
