@@ -197,14 +197,11 @@ fn submit(request: Kernel) -> i32 {
         }
         let mut series = Series::NONE;
         if let Some(known) = (*thread).series.get_mut(usize::from(operation)) {
-            series = *known;
-            if series == Series::NONE {
-                series = accounts::open(&Key { owner, device, operation, reserved: 0 });
-                // Where there was no room, there may be some the next time.
-                if !series.is_nobodys() {
-                    *known = series;
-                }
+            if *known == Series::NONE {
+                // Opened when the first request is done: one that is merged into another's is never counted.
+                *known = accounts::find(&Key { owner, device, operation, reserved: 0 });
             }
+            series = *known;
         }
         submit_for(request, Submission { owner, submitted_ns }, operation, series)
     }
