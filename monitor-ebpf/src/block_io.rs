@@ -17,20 +17,25 @@
 
 #[path = "block_io/accounts.rs"]
 mod accounts;
+#[path = "block_io/losses.rs"]
+mod losses;
+#[path = "block_io/operations.rs"]
+mod operations;
 #[path = "block_io/requests.rs"]
 mod requests;
+#[path = "block_io/submitter.rs"]
+mod submitter;
 
 use aya_ebpf::{
     Global,
     bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
-    helpers::{bpf_get_smp_processor_id, generated::bpf_ktime_get_ns},
+    helpers::generated::bpf_ktime_get_ns,
     macros::{btf_tracepoint, map},
     maps::{Array, HashMap, Queue, RingBuf},
     programs::BtfTracePointContext,
 };
-use aya_log_ebpf::warn;
+use losses::{NoRoom, block_io_lose_match, lose_room};
 use monitor_common::{
-    Owner,
     block_io::{
         Account, Bucket, Completion, Key, Request, SLOW_OR_FAILED, Series, Submission, THREADS_BITS, Thread, latency,
         operation,
@@ -40,8 +45,10 @@ use monitor_common::{
 use monitor_ebpf::{
     counter,
     fields::{self, Kernel},
-    lose, owner, ring, tracepoint,
+    lose, ring, tracepoint,
 };
+use operations::{is_flush, operation};
+use submitter::{charged, is_kernel_thread, submitter, thread};
 
 /// Requests in flight, and where those were that are done: see `requests`. Shared memory, like the other tables, because
 /// that begins at a page and so lets no entry lie across two cache lines.
@@ -92,22 +99,8 @@ static BIO_IS_SECOND: Global<u32> = Global::new(0);
 #[unsafe(no_mangle)]
 static DURABLE_FLAGS: Global<u32> = Global::new(0);
 
-/// `request.cmd_flags`: the operation's bits, and their values (include/linux/blk_types.h).
-mod flag {
-    pub(super) const OPERATION: u32 = 0xff;
-    pub(super) const READ: u32 = 0;
-    pub(super) const WRITE: u32 = 1;
-    pub(super) const FLUSH: u32 = 2;
-    pub(super) const DISCARD: u32 = 3;
-    pub(super) const SECURE_ERASE: u32 = 5;
-}
 /// Unit of `request.__sector`, whatever the device's own.
 const SECTOR_BYTES: u64 = 512;
-/// Tasks are some kilobytes apart.
-const THREAD_SHIFT: u32 = 12;
-/// `task_struct.flags` of a kernel thread.
-const PF_KTHREAD: u32 = 0x0020_0000;
-
 /// `TP_PROTO(struct request *rq)`, since Linux 6.5: a request was made for a bio, in its submitter's context.
 #[btf_tracepoint(function = "block_io_start")]
 pub fn block_io_submit(ctx: BtfTracePointContext) -> i32 {
@@ -207,29 +200,6 @@ fn submit(request: Kernel) -> i32 {
     }
 }
 
-/// What is known of the running thread.
-#[inline(always)]
-unsafe fn thread(task: Kernel) -> Option<*mut Thread> {
-    // SAFETY: the caller's task; this CPU's entry, which only this program writes, and the kernel keeps it from nesting.
-    unsafe {
-        let hash = fields::lower_half(task.0) >> THREAD_SHIFT & ((1 << THREADS_BITS) - 1);
-        let thread = THREADS.get_ptr_mut(bpf_get_smp_processor_id() << THREADS_BITS | hash)?;
-        let started = task.read::<u64>(&fields::TASK_START_BOOTTIME) as u32;
-        let moves = MOVES.get_ptr(0).map_or(0, |moves| moves.read_volatile() as u32);
-        if (*thread).address != task.0 || (*thread).started != started || (*thread).moves != moves {
-            *thread = Thread {
-                address: task.0,
-                started,
-                moves,
-                owner: owner::of(task),
-                device: 0,
-                series: [Series::NONE; operation::COUNT],
-            };
-        }
-        Some(thread)
-    }
-}
-
 #[inline(always)]
 fn submit_for(request: Kernel, submission: Submission, operation: u16, series: Series) -> i32 {
     let Submission { owner, submitted_ns } = submission;
@@ -286,13 +256,6 @@ fn first_seen(request: Kernel) -> i32 {
 unsafe fn born(request: Kernel) -> u32 {
     // SAFETY: the caller's request.
     unsafe { request.read::<u64>(&fields::REQUEST_START_TIME_NS) as u32 }
-}
-
-/// Whether a request is the block layer's own flush of a device.
-#[inline(always)]
-fn is_flush(request: Kernel) -> bool {
-    // SAFETY: the tracepoint's argument is a request.
-    unsafe { request.read::<u32>(&fields::REQUEST_CMD_FLAGS) & flag::OPERATION == flag::FLUSH }
 }
 
 /// Remembers who submits a bio that may be held back.
@@ -506,47 +469,6 @@ fn account(entry: &Request, request: Kernel, queue_ns: u64, device_ns: u64) {
     }
 }
 
-/// What found no room.
-#[derive(Clone, Copy)]
-enum NoRoom {
-    Owner,
-    Request,
-    Latency,
-}
-
-/// Counts what found no room, and says so the first time.
-#[inline(always)]
-fn lose_room(what: NoRoom) {
-    block_io_lose_room(what as u32);
-}
-
-/// A line of log takes more instructions than all else. So this and [`block_io_lose_match`] are functions of their own, and
-/// global ones: those the verifier looks at once, and not again for each way that leads to them.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn block_io_lose_room(what: u32) -> i32 {
-    const OWNER: u32 = NoRoom::Owner as u32;
-    const REQUEST: u32 = NoRoom::Request as u32;
-    if lose(|health| &mut health.map_full) {
-        match what {
-            OWNER => warn!((), "block_io: no room for another owner, counting for nobody"),
-            REQUEST => warn!((), "block_io: no room for another request in flight"),
-            _ => warn!((), "block_io: no room for another latency, counting without it"),
-        }
-    }
-    0
-}
-
-/// Counts a request of which only one end was seen, and says so the first time.
-#[inline(never)]
-#[unsafe(no_mangle)]
-extern "C" fn block_io_lose_match(flags: u32) -> i32 {
-    if lose(|health| &mut health.unmatched) {
-        warn!((), "block_io: of a request only one end was seen, operation and flags {:x}", flags);
-    }
-    0
-}
-
 #[inline(always)]
 fn count_latency(bucket: Bucket) {
     let count = LATENCIES.get_ptr_mut(bucket).or_else(|| {
@@ -581,38 +503,6 @@ fn send(entry: &Request, device: u32, sector: u64, queue_ns: u64, device_ns: u64
     });
 }
 
-/// Who submits a request: the running task.
-#[inline(always)]
-unsafe fn submitter(request: Kernel) -> Owner {
-    // SAFETY: the caller's request.
-    unsafe { charged(request.follow(&fields::REQUEST_BIO)) }
-}
-
-/// The running task, which submits a bio. What a kernel thread writes back is charged to the cgroup that dirtied the pages,
-/// where the kernel keeps track of that (cgroup v2).
-#[inline(always)]
-unsafe fn charged(bio: Kernel) -> Owner {
-    // SAFETY: the running task, the caller's bio, and what their fields point to.
-    unsafe {
-        let task = Kernel::current_task();
-        let mut owner = owner::of(task);
-        if fields::BIO_BLKG.load() != fields::ABSENT && is_kernel_thread(task) {
-            let group = bio.follow(&fields::BIO_BLKG).follow(&fields::BLKG_BLKCG);
-            let cgroup = owner::cgroup_id(group.follow(&fields::BLKCG_CGROUP));
-            if cgroup != 0 {
-                owner.cgroup = cgroup;
-            }
-        }
-        owner
-    }
-}
-
-#[inline(always)]
-unsafe fn is_kernel_thread(task: Kernel) -> bool {
-    // SAFETY: the caller's task.
-    unsafe { task.read::<u32>(&fields::TASK_FLAGS) & PF_KTHREAD != 0 }
-}
-
 #[inline(always)]
 unsafe fn device(request: Kernel) -> u32 {
     // SAFETY: the caller's request, and what its fields point to.
@@ -625,32 +515,3 @@ unsafe fn device(request: Kernel) -> u32 {
         disk.read::<u32>(&fields::DISK_MAJOR) << 20 | disk.read::<u32>(&fields::DISK_FIRST_MINOR)
     }
 }
-
-/// The request's operation: looked up rather than decided, because the verifier follows each way a decision can go through
-/// all that comes after it.
-#[inline(always)]
-unsafe fn operation(request: Kernel) -> u16 {
-    // SAFETY: the caller's request; within the table.
-    unsafe {
-        let flags = request.read::<u32>(&fields::REQUEST_CMD_FLAGS);
-        let has_data = request.read::<u32>(&fields::REQUEST_DATA_LEN) != 0;
-        let index = (flags & flag::OPERATION) as usize | usize::from(has_data) << 8;
-        (&raw const OPERATIONS).cast::<u8>().add(index).read_volatile().into()
-    }
-}
-
-/// By the kernel's number of the operation, without and with data.
-static OPERATIONS: [[u8; 256]; 2] = {
-    let mut table = [[operation::OTHER as u8; 256]; 2];
-    let mut data = 0;
-    while data < 2 {
-        table[data][flag::READ as usize] = operation::READ as u8;
-        // A write of nothing only asks for the flush that goes before it.
-        table[data][flag::WRITE as usize] = if data == 0 { operation::FLUSH as u8 } else { operation::WRITE as u8 };
-        table[data][flag::FLUSH as usize] = operation::FLUSH as u8;
-        table[data][flag::DISCARD as usize] = operation::DISCARD as u8;
-        table[data][flag::SECURE_ERASE as usize] = operation::DISCARD as u8;
-        data += 1;
-    }
-    table
-};

@@ -1,6 +1,9 @@
 //! The accounts that requests are charged to: opened at the first request of a key, found by their number from then on.
 
-use crate::{ACCOUNTS, FREE, KEYS, NoRoom};
+use crate::{
+    ACCOUNTS, FREE, KEYS,
+    losses::{NoRoom, lose_room},
+};
 use aya_ebpf::bindings::BPF_NOEXIST;
 use monitor_common::block_io::{Account, Key, Series};
 
@@ -26,7 +29,7 @@ pub(crate) fn open(key: &Key) -> Series {
         return found;
     }
     open_new(key).unwrap_or_else(|| {
-        crate::lose_room(NoRoom::Owner);
+        lose_room(NoRoom::Owner);
         Series::of_nobody(key.operation)
     })
 }

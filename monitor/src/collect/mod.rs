@@ -18,6 +18,7 @@ pub mod page_fault;
 mod pressure;
 mod probe;
 pub mod process;
+mod process_files;
 mod process_queue;
 pub mod process_stat;
 mod refresh;

@@ -107,30 +107,29 @@ impl<K, V> AsFd for HashMap<K, V> {
     }
 }
 
+/// The data of a map of one of the kinds that the programs have.
+macro_rules! data_of_kind {
+    ($map:expr) => {
+        match $map {
+            Map::Array(data)
+            | Map::HashMap(data)
+            | Map::PerCpuArray(data)
+            | Map::PerCpuHashMap(data)
+            | Map::Queue(data)
+            | Map::RingBuf(data) => Some(data),
+            _ => None,
+        }
+    };
+}
+
 /// Takes a map's descriptor out of aya's typed wrappers.
 pub fn data(map: Map) -> Option<MapData> {
-    match map {
-        Map::Array(data)
-        | Map::HashMap(data)
-        | Map::PerCpuArray(data)
-        | Map::PerCpuHashMap(data)
-        | Map::Queue(data)
-        | Map::RingBuf(data) => Some(data),
-        _ => None,
-    }
+    data_of_kind!(map)
 }
 
 /// As [`data`], of a map that stays where it is.
 pub fn data_of(map: &Map) -> Option<&MapData> {
-    match map {
-        Map::Array(data)
-        | Map::HashMap(data)
-        | Map::PerCpuArray(data)
-        | Map::PerCpuHashMap(data)
-        | Map::Queue(data)
-        | Map::RingBuf(data) => Some(data),
-        _ => None,
-    }
+    data_of_kind!(map)
 }
 
 /// Kernel memory of a map, in bytes, as the kernel itself accounts for it.

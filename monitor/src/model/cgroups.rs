@@ -68,6 +68,11 @@ impl Cgroups {
         self.accounts.contains(id)
     }
 
+    /// Whether it is known to be gone.
+    pub(super) fn is_removed(&self, id: CgroupId) -> bool {
+        self.accounts.find(id).is_some_and(|cgroup| cgroup.removed)
+    }
+
     pub(super) fn path(&self, id: CgroupId) -> Option<Arc<str>> {
         self.accounts.find(id).map(|cgroup| cgroup.path.clone())
     }

@@ -143,7 +143,7 @@ impl Model {
         let mut harvest = Harvest::default();
         if let Some(counters) = &sample.counters {
             self.count(counters);
-            harvest = self.processes.harvest(counters, &self.ledger, sample.time);
+            harvest = self.processes.harvest(counters, &self.ledger, &self.cgroups, sample.time);
         }
         if let Some(reading) = &sample.gpus {
             self.gpus.take(reading);

@@ -1,19 +1,20 @@
 //! Processes and the trees they form: who is there, whose child, in which cgroup, and who has gone.
 
+mod trees;
+
 use super::{
     Retention,
     account::{Accounts, Counted},
     cgroups::Cgroups,
     gpus::Shares,
     ledger::{Addition, Ledger},
-    rule::{self, Place},
+    rule,
     snapshot::{Process, ProcessState, Subject, Tree},
-    usage::{ProcessUsage, TreeUsage},
+    usage::ProcessUsage,
 };
 use crate::{
-    constant::Name,
     decode,
-    ids::{CgroupId, ProcessId, ProcessKey, TICK_NS, Tgid},
+    ids::{CgroupId, ProcessId, ProcessKey, Tgid},
     mark::Mark,
     reading::{ProcessChange, ProcessReading},
     sample::{Counters, FoundProcess, Harvest},
@@ -22,12 +23,11 @@ use crate::{
 use monitor_common::{Owner, record::Command};
 use serde::{Deserialize, Serialize};
 use std::{
-    cmp,
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
-    mem,
     sync::Arc,
     time::Duration,
 };
+use trees::new_tree;
 
 /// All processes, live and lately gone, and their trees.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -198,107 +198,6 @@ impl Processes {
         self.apply_rules(id.key(), false);
     }
 
-    /// The command line of a process is new: its tree is named after it where it is the root, else it may begin one now. What is no
-    /// new program keeps the rule that it fitted before.
-    fn apply_rules(&mut self, key: ProcessKey, is_new_program: bool) {
-        let Some(process) = self.accounts.find(key) else { return };
-        let (tree, rule) = (process.tree.key(), rule::of(&process.command_line, &self.entry_points));
-        if let Some(root) = self.trees.edit(key) {
-            root.command.clone_from(&process.command);
-            root.command_line.clone_from(&process.command_line);
-            if is_new_program || rule.is_some() {
-                root.rule = rule;
-                self.firsts_changed = true;
-            }
-        }
-        if tree != key && rule.is_some() && self.rule_of(tree) != rule {
-            self.begin_tree(key);
-        }
-    }
-
-    fn rule_of(&self, tree: ProcessKey) -> Option<Name> {
-        self.trees.find(tree).and_then(|tree| tree.rule)
-    }
-
-    /// A process leaves its tree and becomes the root of one, and those that descend from it follow.
-    fn begin_tree(&mut self, key: ProcessKey) {
-        let Some(process) = self.accounts.edit(key) else { return };
-        let (root, old_tree, used_ns) = (process.id, process.tree.key(), process.cpu_in_tree_ns());
-        process.tree = root;
-        process.cpu_before_ns += used_ns.unwrap_or_default();
-        let mut tree = new_tree(process, rule::of(&process.command_line, &self.entry_points));
-        let mut stays = vec![used_ns];
-        for follower in self.descendants(key, old_tree) {
-            if let Some(process) = self.accounts.edit(follower) {
-                let used_ns = process.cpu_in_tree_ns();
-                process.tree = root;
-                process.cpu_before_ns += used_ns.unwrap_or_default();
-                tree.running += 1;
-                stays.push(used_ns);
-            }
-        }
-        if let Some(old) = self.trees.edit(old_tree) {
-            old.running = old.running.saturating_sub(stays.len() as u32);
-            stays.into_iter().for_each(|used_ns| old.keep_cpu(used_ns));
-        }
-        self.trees.open(key, tree);
-        self.firsts_changed = true;
-    }
-
-    /// Those running in a tree that descend from a process, also by way of some that have gone.
-    fn descendants(&self, key: ProcessKey, tree: ProcessKey) -> Vec<ProcessKey> {
-        let others_run = self.trees.find(tree).is_some_and(|tree| tree.running > 1);
-        let Some(process) = self.accounts.find(key).filter(|_| others_run) else { return Vec::new() };
-        let mut children: HashMap<Tgid, Vec<&Process>> = HashMap::new();
-        for (_, member) in self.accounts.iter().filter(|(_, member)| member.tree.key() == tree) {
-            if let Some(parent) = member.parent {
-                children.entry(parent).or_default().push(member);
-            }
-        }
-        let (mut found, mut ahead, mut seen) = (Vec::new(), vec![&**process], HashSet::from([key]));
-        while let Some(parent) = ahead.pop() {
-            let all = children.get(&parent.id.tgid).into_iter().flatten();
-            for child in all.filter(|child| may_have_made(parent, child)) {
-                if seen.insert(child.id.key()) {
-                    ahead.push(child);
-                    found.extend((child.state == ProcessState::Running).then_some(child.id.key()));
-                }
-            }
-        }
-        found
-    }
-
-    /// Names the trees with which containers and units begin: of each the one whose root is the oldest, unless it has a program's
-    /// rule. A container's runtime goes through several processes before the first that stays, so this is told only once a tick.
-    fn name_firsts(&mut self) {
-        if !mem::take(&mut self.firsts_changed) {
-            return;
-        }
-        let mut firsts: HashMap<Place<'_>, ProcessKey> = HashMap::new();
-        let age = |key: ProcessKey| (key.start_tick, key.tgid);
-        for (key, tree) in self.trees.iter().filter(|(_, tree)| tree.running > 0) {
-            if let Some(place) = place_of(tree) {
-                let first = firsts.entry(place).or_insert(key);
-                *first = cmp::min_by_key(*first, key, |key| age(*key));
-            }
-        }
-        let changed: Vec<_> = self
-            .trees
-            .iter()
-            .filter(|(_, tree)| tree.running > 0 && !rule::is_of_program(tree.rule))
-            .map(|(key, tree)| {
-                let place = place_of(tree).filter(|place| firsts.get(place) == Some(&key));
-                (key, tree.rule, place.map(Place::rule))
-            })
-            .filter(|(_, before, now)| before != now)
-            .collect();
-        for (key, _, rule) in changed {
-            if let Some(tree) = self.trees.edit(key) {
-                tree.rule = rule;
-            }
-        }
-    }
-
     /// Names a process that nothing else has named.
     pub(super) fn name(&mut self, id: ProcessId, command: &Command) {
         if self.find(id).is_some_and(|process| process.command.is_empty())
@@ -417,31 +316,6 @@ impl Processes {
         }
     }
 
-    /// Sums up what is known of each tree: of its running processes, and the CPU time of those that were in it before.
-    pub(super) fn sum_trees(&mut self) {
-        let mut sums: HashMap<ProcessKey, TreeUsage> = HashMap::new();
-        for (key, tree) in self.trees.iter().filter(|(_, tree)| tree.cpu_gone_ns.is_some()) {
-            sums.insert(key, TreeUsage { cpu_ns: tree.cpu_gone_ns, cpu_per_second: Some(0.0), ..TreeUsage::default() });
-        }
-        for process in self.running.values().filter_map(|key| self.accounts.find(*key)) {
-            if let Some(usage) = &process.usage {
-                sums.entry(process.tree.key()).or_default().add(usage, process.cpu_before_ns);
-            }
-        }
-        let changed: Vec<_> = self
-            .trees
-            .iter()
-            .map(|(key, tree)| (key, tree.usage, sums.get(&key).copied()))
-            .filter(|(_, before, now)| before != now)
-            .map(|(key, _, now)| (key, now))
-            .collect();
-        for (key, usage) in changed {
-            if let Some(tree) = self.trees.edit(key) {
-                tree.usage = usage;
-            }
-        }
-    }
-
     /// Marks the tree of a process, and tells its whole mark. None where nobody knows the process, or too many trees have
     /// marks.
     pub(super) fn mark(&mut self, id: ProcessId, mark: &Mark) -> Option<Arc<Mark>> {
@@ -468,8 +342,15 @@ impl Processes {
         self.trees.tell_gpu_memory(&before.trees, &now.trees);
     }
 
-    /// Counters of processes that have gone for good, out of those read at `time`.
-    pub(super) fn harvest(&mut self, counters: &Counters, ledger: &Ledger, time: BootTime) -> Harvest {
+    /// Counters that are as good as final, out of those read at `time`: of processes that have gone, and of those that left a
+    /// cgroup which was removed then. Kernel threads write back for many cgroups, and outlive them all.
+    pub(super) fn harvest(
+        &mut self,
+        counters: &Counters,
+        ledger: &Ledger,
+        cgroups: &Cgroups,
+        time: BootTime,
+    ) -> Harvest {
         while let Some(&(exited, _)) = self.awaiting_harvest.front()
             && time.since(exited) >= GRACE
         {
@@ -477,12 +358,12 @@ impl Processes {
         }
         let gone = |owner: &&Owner| {
             **owner != Owner::UNATTRIBUTED
-                && match self.find(ProcessId::from(*owner)).map(|process| process.state) {
-                    Some(ProcessState::Exited { time: exited, .. }) => time.since(exited) >= GRACE,
-                    Some(ProcessState::Running) => false,
-                    // Folded away long ago.
-                    None => true,
-                }
+                && self.find(ProcessId::from(*owner)).is_none_or(|process| match process.state {
+                    ProcessState::Exited { time: exited, .. } => time.since(exited) >= GRACE,
+                    ProcessState::Running => {
+                        process.cgroup.0 != owner.cgroup && cgroups.is_removed(CgroupId(owner.cgroup))
+                    }
+                })
         };
         Harvest {
             page_faults: counters.page_faults.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
@@ -595,35 +476,4 @@ impl Processes {
 /// across a cgroup's border, which is where a container or a service begins.
 fn joins(process: &Process, parent: &Process) -> bool {
     parent.id.tgid > Tgid(2) && parent.cgroup == process.cgroup
-}
-
-/// Whether one process may be what the other tells as its parent: it was there when that began. Pids are used again.
-fn may_have_made(parent: &Process, child: &Process) -> bool {
-    let was_there = match parent.state {
-        ProcessState::Running => true,
-        ProcessState::Exited { time, .. } => child.id.key().start_tick <= time.0 / TICK_NS,
-    };
-    was_there && parent.id.key().start_tick <= child.id.key().start_tick
-}
-
-fn place_of(tree: &Tree) -> Option<Place<'_>> {
-    Place::of(tree.container.as_deref(), tree.cgroup_path.as_deref())
-}
-
-fn new_tree(root: &Process, rule: Option<Name>) -> Tree {
-    Tree {
-        root: root.id,
-        command: root.command.clone(),
-        command_line: root.command_line.clone(),
-        rule,
-        cgroup: root.cgroup,
-        cgroup_path: root.cgroup_path.clone(),
-        container: root.container.clone(),
-        running: 1,
-        exited_total: 0,
-        mark: None,
-        subject: Subject::default(),
-        usage: None,
-        cpu_gone_ns: None,
-    }
 }
