@@ -76,8 +76,11 @@ pub(crate) fn children(arguments: &mut Arguments<'_>, report: &mut Report) -> Re
     let mut children = CHILDREN.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..count {
         children.push(fork(|| {
-            // SAFETY: takes nothing; returns on a signal that does not end the process.
-            unsafe { libc::pause() };
+            // SAFETY: asks for a signal when the parent ends, so that none is left of a test that failed, and waits for it.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::pause()
+            };
             0
         })?);
     }
