@@ -164,6 +164,10 @@ pub struct FoundProcess {
     pub command_line: String,
     /// Path of its cgroup in the hierarchy that is charged.
     pub cgroup_path: Option<String>,
+    /// The cgroup that the record or counter which mentioned it has it in; zero where that was none. /proc has newer ones, but
+    /// puts what has exited into the root.
+    #[serde(default)]
+    pub cgroup: CgroupId,
     /// Whether it was still there; else only its id is known.
     pub running: bool,
 }
@@ -236,8 +240,8 @@ impl Runtime {
 /// What a model does not know and a sample mentions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unknown {
-    /// Processes.
-    pub processes: Vec<ProcessId>,
+    /// Processes, and the cgroups that they were mentioned with.
+    pub processes: Vec<(ProcessId, CgroupId)>,
     /// Cgroups.
     pub cgroups: Vec<CgroupId>,
     /// Block devices.

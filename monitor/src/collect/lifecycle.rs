@@ -35,7 +35,7 @@ pub fn look_up(unknown: &Unknown, cgroups: &CgroupFiles) -> Found {
     for id in &unknown.cgroups {
         found.cgroups.extend(cgroups.find(*id));
     }
-    found.processes = unknown.processes.iter().map(|id| process::find(*id, cgroups)).collect();
+    found.processes = unknown.processes.iter().map(|(id, cgroup)| process::find(*id, *cgroup, cgroups)).collect();
     found.devices = unknown.devices.iter().map(|id| (*id, block_io::device_name(*id))).collect();
     found
 }

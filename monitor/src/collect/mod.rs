@@ -40,7 +40,7 @@ use std::{io, task::Poll};
 
 /// All sources that could be attached, and why the others could not.
 pub struct Collector {
-    /// In the order of [`Source::ALL`].
+    /// In the order of [`Source::ALL`], the lifecycle first.
     probes: Vec<Probe>,
     page_fault: Option<PageFault>,
     address_space: Option<AddressSpace>,
@@ -92,10 +92,11 @@ impl Collector {
         Ok(probe)
     }
 
-    /// Empties the rings. Moments come in order of time.
+    /// Empties the rings. Moments come in order of time. That of the lifecycle is the last, so that whoever another one
+    /// mentions has its birth told with it.
     pub fn moments(&mut self) -> Vec<Moment> {
         let mut moments = Vec::new();
-        for probe in &mut self.probes {
+        for probe in self.probes.iter_mut().rev() {
             probe.drain(&mut moments);
         }
         moments.sort_by_key(|moment| moment.time);

@@ -3,7 +3,7 @@
 use super::{cgroup::CgroupFiles, descriptors::Absent};
 use crate::{
     decode,
-    ids::{ProcessId, TICK_NS, Tgid},
+    ids::{CgroupId, ProcessId, TICK_NS, Tgid},
     sample::FoundProcess,
 };
 use procfs::{
@@ -45,14 +45,14 @@ pub fn all(cgroups: &CgroupFiles) -> (Vec<FoundProcess>, Option<Absent>) {
 fn describe_any(process: &Process, cgroups: &CgroupFiles) -> Result<FoundProcess, Absent> {
     let stat = process.stat()?;
     let id = ProcessId { tgid: Tgid(stat.pid as u32), start_ns: stat.starttime * TICK_NS };
-    describe(id, process, &stat, cgroups)
+    describe(id, CgroupId::default(), process, &stat, cgroups)
 }
 
 /// One that a kernel counter or record mentioned. It is taken to run while nobody can tell, and then has no names.
-pub fn find(id: ProcessId, cgroups: &CgroupFiles) -> FoundProcess {
+pub fn find(id: ProcessId, cgroup: CgroupId, cgroups: &CgroupFiles) -> FoundProcess {
     let look = || {
         let (process, stat) = current(id)?;
-        describe(id, &process, &stat, cgroups)
+        describe(id, cgroup, &process, &stat, cgroups)
     };
     look().unwrap_or_else(|absent| FoundProcess {
         id,
@@ -60,6 +60,7 @@ pub fn find(id: ProcessId, cgroups: &CgroupFiles) -> FoundProcess {
         command: String::new(),
         command_line: String::new(),
         cgroup_path: None,
+        cgroup,
         running: absent != Absent::Gone,
     })
 }
@@ -88,13 +89,20 @@ fn current(id: ProcessId) -> Result<(Process, Stat), Absent> {
 }
 
 /// All of it, or nothing for want of descriptors: a name that is not known now would be missing for good.
-fn describe(id: ProcessId, process: &Process, stat: &Stat, cgroups: &CgroupFiles) -> Result<FoundProcess, Absent> {
+fn describe(
+    id: ProcessId,
+    cgroup: CgroupId,
+    process: &Process,
+    stat: &Stat,
+    cgroups: &CgroupFiles,
+) -> Result<FoundProcess, Absent> {
     Ok(FoundProcess {
         id,
         parent: u32::try_from(stat.ppid).ok().filter(|&parent| parent != 0).map(Tgid),
         command: stat.comm.clone(),
         command_line: told(command_line(id.tgid))?.flatten().unwrap_or_default(),
         cgroup_path: told(cgroups.path_of(process))?.flatten(),
+        cgroup,
         running: lives(stat),
     })
 }
@@ -172,9 +180,9 @@ mod tests {
         let me = all.iter().find(|process| process.id.tgid == Tgid(pid)).expect("this process in /proc");
         assert!(me.running && !me.command_line.is_empty());
         assert_eq!(runs(me.id), Ok(true));
-        assert_eq!(find(me.id, &cgroups).command, me.command);
+        assert_eq!(find(me.id, CgroupId(7), &cgroups).command, me.command);
         let reused = ProcessId { start_ns: me.id.start_ns + TICK_NS, ..me.id };
-        assert!(runs(reused) == Ok(false) && !find(reused, &cgroups).running);
+        assert!(runs(reused) == Ok(false) && !find(reused, CgroupId(7), &cgroups).running);
     }
 
     #[test]

@@ -45,6 +45,7 @@ impl Machine {
             command: "init".into(),
             command_line: "/sbin/init".into(),
             cgroup_path: Some("/".into()),
+            cgroup: CgroupId::default(),
             running: true,
         };
         let devices = vec![(DeviceId(254 << 20), "vda".to_owned())];

@@ -125,7 +125,7 @@ impl Model {
             search.counters(counters);
         }
         if let Some(id) = sample.marked {
-            search.process(id);
+            search.process(id, CgroupId::default());
         }
         search.found.containers = self.cgroups.nameless(sample.time);
         search.found
@@ -287,7 +287,9 @@ impl Model {
             self.cgroups.made(*id, path);
         }
         for process in &found.processes {
-            let cgroup = process.cgroup_path.as_deref().and_then(|path| self.cgroups.by_path(path));
+            let shown = process.cgroup_path.as_deref().and_then(|path| self.cgroups.by_path(path));
+            let mentioned = Some(process.cgroup).filter(|id| *id != CgroupId::default());
+            let cgroup = if process.running { shown.or(mentioned) } else { mentioned.or(shown) };
             self.processes.found(process, cgroup, &mut self.cgroups, now);
         }
         for (id, name) in &found.devices {
@@ -392,13 +394,13 @@ impl Search<'_> {
         if *owner == Owner::UNATTRIBUTED {
             return;
         }
-        self.process(ProcessId::from(owner));
+        self.process(ProcessId::from(owner), CgroupId(owner.cgroup));
         self.cgroup(owner);
     }
 
-    fn process(&mut self, id: ProcessId) {
+    fn process(&mut self, id: ProcessId, cgroup: CgroupId) {
         if !self.model.processes.contains(id) && self.born.insert(id) {
-            self.found.processes.push(id);
+            self.found.processes.push((id, cgroup));
         }
     }
 

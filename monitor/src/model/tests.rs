@@ -32,6 +32,7 @@ fn model() -> Model {
         command: "init".into(),
         command_line: "/sbin/init".into(),
         cgroup_path: Some("/".into()),
+        cgroup: CgroupId::default(),
         running: true,
     };
     model.take(&Sample { found: Found { cgroups, processes: vec![init], ..Found::default() }, ..Sample::default() });
@@ -257,20 +258,44 @@ fn what_nobody_was_told_of_is_found_or_at_least_numbered() {
     let mut model = model();
     let mut sample = faults(SECOND, &[(owner(77, 99), 4), (Owner::UNATTRIBUTED, 3)]);
     let unknown = model.unknown(&sample);
-    assert_eq!(unknown.processes, [ProcessId::from(&owner(77, 99))]);
+    assert_eq!(unknown.processes, [(ProcessId::from(&owner(77, 99)), CgroupId(99))]);
     assert_eq!(unknown.cgroups, [CgroupId(99)]);
     sample.found.processes.push(FoundProcess {
-        id: unknown.processes[0],
+        id: unknown.processes[0].0,
         parent: None,
         command: String::new(),
         command_line: String::new(),
         cgroup_path: None,
+        cgroup: CgroupId::default(),
         running: false,
     });
     model.take(&sample);
     let snapshot = snapshot(&mut model, 2 * SECOND);
     assert_eq!(find(&snapshot, 77).subject.totals.user_faults(), 4);
     assert_eq!(snapshot.host.totals.user_faults(), 7, "what belongs to nobody still counts for the host");
+}
+
+#[test]
+fn one_that_was_gone_when_it_was_looked_up_is_in_the_cgroup_it_was_mentioned_with() {
+    let path = |cgroup_path: Option<&str>, running| {
+        let mut model = model();
+        let found = FoundProcess {
+            id: ProcessId::from(&owner(77, 3)),
+            parent: None,
+            command: String::new(),
+            command_line: String::new(),
+            cgroup_path: cgroup_path.map(str::to_owned),
+            cgroup: CgroupId(3),
+            running,
+        };
+        let found = Found { processes: vec![found], ..Found::default() };
+        model.take(&Sample { found, ..faults(SECOND, &[(owner(77, 3), 4)]) });
+        find(&snapshot(&mut model, SECOND), 77).cgroup_path.clone()
+    };
+    assert_eq!(path(None, false).as_deref(), Some("/a/b"));
+    assert_eq!(path(Some("/"), false).as_deref(), Some("/a/b"), "/proc has what has exited in the root");
+    assert_eq!(path(Some("/a"), true).as_deref(), Some("/a"), "it may have moved since");
+    assert_eq!(path(None, true).as_deref(), Some("/a/b"));
 }
 
 #[test]
@@ -316,6 +341,7 @@ fn one_that_could_not_be_looked_up_gets_its_names_later() {
         command: String::new(),
         command_line: String::new(),
         cgroup_path: None,
+        cgroup: CgroupId::default(),
         running: true,
     };
     let take = |model: &mut Model, found: &FoundProcess, time| {

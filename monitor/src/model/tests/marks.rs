@@ -51,13 +51,14 @@ fn a_mark_of_nobody_goes_on_from_the_last_and_one_of_an_unknown_process_has_it_l
     model.take(&mark(SECOND, None, Some(3), None));
     assert_eq!(marks(&snapshot(&mut model, SECOND)), (Some((Some(3), Some(2))), vec![]));
     let unknown = mark(2 * SECOND, Some(owner(50, 2)), Some(9), None);
-    assert_eq!(model.unknown(&unknown).processes, [ProcessId::from(&owner(50, 2))]);
+    assert_eq!(model.unknown(&unknown).processes, [(ProcessId::from(&owner(50, 2)), CgroupId::default())]);
     let found = FoundProcess {
         id: ProcessId::from(&owner(50, 2)),
         parent: Some(Tgid(1)),
         command: "train".into(),
         command_line: "train".into(),
         cgroup_path: Some("/a".into()),
+        cgroup: CgroupId::default(),
         running: true,
     };
     model.take(&Sample { found: Found { processes: vec![found], ..Found::default() }, ..unknown });
