@@ -32,13 +32,15 @@ use crate::{
 use anyhow::Context;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
+    runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::watch,
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
-/// How often rings are emptied even though none is filling up, so that moments are told in time.
-const DRAIN_EVERY: Duration = Duration::from_millis(100);
+/// How often rings are emptied even though none is filling up, so that moments are told in time. To wake up costs more than
+/// there mostly is to do.
+const DRAIN_EVERY: Duration = Duration::from_millis(250);
 /// Counters of exited processes are taken in, and their keys freed, after this long, whatever the tick: with the time
 /// between two drainings well within a second.
 const HARVEST_AFTER: Duration = Duration::from_millis(700);
@@ -62,8 +64,9 @@ pub struct Claims {
     pub workloads: Option<serve::Claim>,
 }
 
-/// Attaches, serves, and goes on until it is told to end: by a signal, or after the configured time.
-pub async fn run(config: Config, claims: Claims) -> anyhow::Result<()> {
+/// Attaches, serves, and goes on until it is told to end: by a signal, or after the configured time. Clients are answered by
+/// `servers`, so that none of them keeps the agent from counting.
+pub async fn run(config: Config, claims: Claims, servers: &Handle) -> anyhow::Result<()> {
     doctor::check(&config)?;
     keep_memory_small();
     lift_memory_lock_limit();
@@ -81,8 +84,10 @@ pub async fn run(config: Config, claims: Claims) -> anyhow::Result<()> {
 
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
     let (shutdown, ending) = watch::channel(false);
-    let listener = claims.node.listen()?;
-    let for_workloads = claims.workloads.map(serve::Claim::listen).transpose()?;
+    let (listener, for_workloads) = {
+        let _waited_for_there = servers.enter();
+        (claims.node.listen()?, claims.workloads.map(serve::Claim::listen).transpose()?)
+    };
     let state = serve::State {
         snapshots: latest.clone(),
         events: agent.events.clone(),
@@ -95,17 +100,17 @@ pub async fn run(config: Config, claims: Claims) -> anyhow::Result<()> {
     };
     let workloads = for_workloads.map(|listener| {
         let state = serve::State { marks: Arc::clone(&agent.marks.of_workloads), ..state.clone() };
-        tokio::spawn(serve::serve(listener, state, ending.clone()))
+        servers.spawn(serve::serve(listener, state, ending.clone()))
     });
-    let metrics = scraped.map(|loopback| tokio::spawn(serve::serve_metrics(loopback, state.clone(), ending.clone())));
-    let server = tokio::spawn(serve::serve(listener, state, ending.clone()));
+    let metrics = scraped.map(|loopback| servers.spawn(serve::serve_metrics(loopback, state.clone(), ending.clone())));
+    let server = servers.spawn(serve::serve(listener, state, ending.clone()));
     let consoles = if config.console { Console::all(&config) } else { Vec::new() };
     if let Some(console) = consoles.first() {
         // Where nobody reads it, the consoles find out themselves.
         let _ = console.welcome();
     }
     let consoles: Vec<_> =
-        consoles.into_iter().map(|console| tokio::spawn(show(console, latest.clone(), ending.clone()))).collect();
+        consoles.into_iter().map(|console| servers.spawn(show(console, latest.clone(), ending.clone()))).collect();
 
     service::ready();
     agent.work(&config, &snapshots, &mut end).await;
@@ -113,10 +118,10 @@ pub async fn run(config: Config, claims: Claims) -> anyhow::Result<()> {
 
     shutdown.send_replace(true);
     if let Some(recorder) = agent.recorder.take() {
-        tokio::task::block_in_place(|| recorder.finish());
+        recorder.finish();
     }
     if let Some(timeseries) = agent.timeseries.take() {
-        tokio::task::block_in_place(|| timeseries.finish());
+        timeseries.finish();
     }
     server.await.context("the server ended badly")?;
     if let Some(workloads) = workloads {

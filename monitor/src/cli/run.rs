@@ -9,9 +9,10 @@ use crate::{
 };
 use anyhow::Context as _;
 use std::{process::ExitCode, time::Duration};
+use tokio::runtime::Builder;
 
-/// Threads for everything the agent does.
-const WORKERS: usize = 2;
+/// Threads that answer clients and write tables.
+const SERVERS: usize = 1;
 /// How long work that does not end by itself may take to end.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -57,15 +58,17 @@ pub(super) fn run_agent(config: Config) -> anyhow::Result<ExitCode> {
             .map(|path| serve::claim_for_workloads(path.as_ref()))
             .transpose()?,
     };
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    runtime.worker_threads(WORKERS).enable_all();
+    let mut servers = Builder::new_multi_thread();
+    servers.worker_threads(SERVERS).enable_all();
     if config.drop_capabilities {
         // This thread attaches, and lays down its own after that.
-        runtime.on_thread_start(lay_down_capabilities);
+        servers.on_thread_start(lay_down_capabilities);
     }
-    let runtime = runtime.build().context("cannot start threads")?;
-    let result = runtime.block_on(agent::run(config, claims));
-    runtime.shutdown_timeout(PATIENCE);
+    let servers = servers.build().context("cannot start threads")?;
+    // The agent waits for its own timers and rings: that another thread woke it would cost as much again.
+    let runtime = Builder::new_current_thread().enable_all().build().context("cannot wait for anything")?;
+    let result = runtime.block_on(agent::run(config, claims, servers.handle()));
+    servers.shutdown_timeout(PATIENCE);
     result.map(|()| ExitCode::SUCCESS)
 }
 
