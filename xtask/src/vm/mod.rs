@@ -119,6 +119,7 @@ const WHERE_CGROUPS_MATTER: &[&str] = &[
     "lifecycle::a_process",
     "page_fault::faults_of",
     "snapshot::",
+    "usage::",
     "vm::churn",
     "vm::rungs::lives",
 ];
