@@ -8,7 +8,7 @@ use std::{fs, io::Write};
 use tests::{
     Agent, LoopDevice, Machine, Workload,
     agent::Measured,
-    clock::{PATIENCE, wait_until},
+    clock::{PATIENCE, amount, wait_until},
     disk::{self, Stat},
     expect, json,
     proc::kernel_major,
@@ -125,23 +125,24 @@ fn direct_io_on_a_disk_is_exact_and_its_latency_is_below_what_the_caller_saw() -
 #[test]
 fn direct_io_on_a_busy_machine_is_exact_and_unseen_completions_are_told() -> Result<()> {
     let _machine = Machine::claim()?;
+    let blocks = amount(BUSY_BLOCKS);
     let mut file = tempfile::NamedTempFile::new_in("/var/tmp")?;
-    file.write_all(&vec![1; (2 * BUSY_BLOCKS * BLOCK_BYTES) as usize])?;
+    file.write_all(&vec![1; (2 * blocks * BLOCK_BYTES) as usize])?;
     file.as_file().sync_all()?;
     let path = file.path().display().to_string();
     let agent = Agent::start(&["--tick", "100ms"])?;
     let mut workload = warm_workload(&path)?;
     let mut busy = [Workload::start()?, Workload::start()?];
     agent.settle()?;
-    busy[0].send("forks 15000")?;
-    busy[1].send("storm 1 4000 16")?;
-    let command = format!("direct write {path} {BUSY_BLOCKS} {BLOCK_BYTES}");
+    busy[0].send(&format!("forks {}", amount(15_000)))?;
+    busy[1].send(&format!("storm 1 {} 16", amount(4000)))?;
+    let command = format!("direct write {path} {blocks} {BLOCK_BYTES}");
     let (measured, unseen) = measure_all(&agent, &mut workload, &command, &path)?;
     busy.iter_mut().try_for_each(|workload| workload.receive().map(|_| ()))?;
     let told = grown(&measured)?;
-    expect::exactly(&format!("writes, {unseen} unseen"), told, only("write", BUSY_BLOCKS, BUSY_BLOCKS * BLOCK_BYTES))?;
+    expect::exactly(&format!("writes, {unseen} unseen"), told, only("write", blocks, blocks * BLOCK_BYTES))?;
     let timed = measured.grown("block_io.write_latency.count")?;
-    expect::between("writes with a latency", BUSY_BLOCKS - unseen, timed, BUSY_BLOCKS)?;
+    expect::between("writes with a latency", blocks - unseen, timed, blocks)?;
     agent.stop()
 }
 

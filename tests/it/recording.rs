@@ -19,15 +19,15 @@ use tests::{
 
 /// A live answer that a recording should give again.
 struct Kept {
-    target: &'static str,
+    target: String,
     body: String,
 }
 
 impl Kept {
-    fn ask(agent: &Agent, target: &'static str) -> Result<Self> {
+    fn ask(agent: &Agent, target: &str) -> Result<Self> {
         let answer = agent.answer(target)?;
         expect::exactly(target, answer.status, 200)?;
-        Ok(Self { target, body: answer.body })
+        Ok(Self { target: target.to_owned(), body: answer.body })
     }
 
     /// The moment it was given for, as `--at` takes it. Clocks are read one after the other, so it is a little later.
@@ -79,6 +79,9 @@ fn a_recording_answers_as_the_agent_did() -> Result<()> {
                 "/v1/cgroups?sort=address_space.mmap_calls_total",
                 "/v1/trees",
                 "/v1/block_devices",
+                "/v1/host",
+                "/v1/gpus",
+                &format!("/v1/stats?pid={}", workload.pid()),
             ] {
                 kept.push(Kept::ask(&agent, target)?);
             }
@@ -91,7 +94,7 @@ fn a_recording_answers_as_the_agent_did() -> Result<()> {
         agent.stop()?;
 
         for (kept, at) in kept.iter().zip(&moments) {
-            let (body, remarks) = asked(&path, &["--at", at, kept.target])?;
+            let (body, remarks) = asked(&path, &["--at", at, &kept.target])?;
             ensure!(body == kept.body, "{} at {at}:\n{body}\nwas\n{}", kept.target, kept.body);
             expect::exactly("remarks", remarks.as_str(), "")?;
         }

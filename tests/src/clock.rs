@@ -17,6 +17,11 @@ pub fn slowness() -> u32 {
     if words.split_whitespace().any(|word| word == "vmtest=1") { 20 } else { 1 }
 }
 
+/// So much work for a test whose proof does not depend on how much: a fifth where an emulated processor does it.
+pub fn amount(whole: u64) -> u64 {
+    if slowness() > 1 { whole / 5 } else { whole }
+}
+
 /// Nanoseconds since boot, suspend included.
 pub fn boot_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

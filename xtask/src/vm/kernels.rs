@@ -20,6 +20,13 @@ pub(crate) struct Kernel {
     series: Option<&'static str>,
 }
 
+impl Kernel {
+    /// Whether there are both older and newer ones.
+    pub(crate) fn is_between(&self) -> bool {
+        self.name != KERNELS[0].name && self.name != KERNELS[KERNELS.len() - 1].name
+    }
+}
+
 /// Oldest first. Old packages vanish from the mirror when they are superseded, so none is named by its whole version.
 pub(crate) const KERNELS: [Kernel; 5] = [
     Kernel { name: "5.10", suite: "bullseye-security", series: None },

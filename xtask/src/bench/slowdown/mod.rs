@@ -2,6 +2,7 @@
 //! pairs, once with the agent and once without, close together in time and in alternating order, so that a machine that
 //! grows warmer or busier weighs on both alike.
 
+mod account;
 mod compiler;
 mod postgres;
 mod python;
@@ -15,6 +16,7 @@ use super::{
     statistics::{median, median_absolute_deviation, median_interval},
     table,
 };
+use account::Account;
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::{path::Path, time::Duration};
@@ -23,7 +25,8 @@ use workload::{Prepare, Workload};
 /// Measure what redis, PostgreSQL, a Python loop and a compiler lose while the agent runs at defaults
 ///
 /// Takes some ten minutes. A workload fails when the median of its pairs is more than 1 % slower with the agent; one whose
-/// programs are missing is reported as not run, and fails too. Quiet the machine first: other load is noise.
+/// programs are missing is reported as not run, and fails too. Quiet the machine first: other load is noise. One more run tells
+/// what the kernel's own clock says that the programs took, which no other load disturbs; it leaves out what they do to caches.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Pairs of runs of each workload
@@ -90,6 +93,7 @@ fn measure(name: &str, prepare: Prepare, rounds: u32, agent: &Path) -> Result<Pa
         pairs.with.push(with.as_secs_f64());
         eprintln!("{name}: {}/{rounds}: {without:.3?} without, {with:.3?} with the agent", round + 1);
     }
+    pairs.account = Some(account::take(&mut workload, agent, scratch.path())?);
     Ok(pairs)
 }
 
@@ -116,6 +120,8 @@ struct Outcome {
 struct Pairs {
     without: Vec<f64>,
     with: Vec<f64>,
+    /// Of one more run, once all pairs are done.
+    account: Option<Account>,
 }
 
 impl Pairs {
@@ -164,6 +170,8 @@ impl Outcome {
             "slowdown_deviation_percent": median_absolute_deviation(&slowdowns),
             "slowdown_interval_percent": median_interval(&slowdowns, CONFIDENCE).map(|(low, high)| [low, high]),
             "slowdown_of_medians_percent": percent_more(median(&pairs.with), median(&pairs.without)),
+            "programs_percent": pairs.account.as_ref().map(Account::programs_percent),
+            "agent_percent": pairs.account.as_ref().map(Account::agent_percent),
             "within_limit": pairs.is_within_limit(),
         })
     }
@@ -196,6 +204,9 @@ fn print_results(results: &[Outcome]) {
         if let Err(reason) = &outcome.result {
             println!("{}: NOT RUN: {reason:#}", outcome.name);
         }
+        if let Ok(Pairs { account: Some(account), .. }) = &outcome.result {
+            println!("{}: {account}", outcome.name);
+        }
     }
     println!("slowdown: limit {LIMIT_PERCENT} %, goal {GOAL_PERCENT} %, by the median of pairs");
 }
@@ -205,7 +216,7 @@ mod tests {
     use super::*;
 
     fn pairs(with: &[f64]) -> Pairs {
-        Pairs { without: vec![1.0; with.len()], with: with.to_vec() }
+        Pairs { without: vec![1.0; with.len()], with: with.to_vec(), account: None }
     }
 
     #[test]
