@@ -15,6 +15,8 @@ use tests::{
 };
 
 const MIB: u64 = 1 << 20;
+/// Before rstat, memory.stat lacks what a processor has counted since its last 32 pages (`MEMCG_CHARGE_BATCH`): here of two.
+const BATCHES: u64 = 2 * 32 * 4096;
 
 /// A cgroup of the newest snapshot in which its memory is known.
 fn cgroup(agent: &Agent, path: &str) -> Result<Value> {
@@ -77,7 +79,7 @@ fn memory_of_a_cgroup_is_what_its_files_say() -> Result<()> {
         expect::exactly("limit", json::count(&told, "memory.limit_bytes")?, 256 * MIB)?;
         expect::exactly("who sets it", json::text(&told, "memory.limit_source")?, outer.path().as_str())?;
         let (anon, current) = (json::count(&told, "memory.anon_bytes")?, json::count(&told, "memory.current_bytes")?);
-        ensure!(anon >= 32 * MIB && anon <= current, "{anon} anonymous bytes of {current}");
+        ensure!(anon + BATCHES >= 32 * MIB && anon <= current, "{anon} anonymous bytes of {current}");
         let inactive = of.read("memory.stat", Some(if version_2 { "inactive_file" } else { "total_inactive_file" }))?;
         expect::exactly("working set", json::count(&told, "memory.working_set_bytes")?, current - inactive)?;
         ensure!(json::count(&told, "memory.peak_bytes")? >= current, "a peak below what is in use: {told}");
@@ -109,7 +111,7 @@ fn what_is_idle_keeps_its_numbers_and_tells_their_age() -> Result<()> {
         Ok((age(&told)? > 2.0).then_some(told))
     })?;
     expect::exactly("CPU of an idle cgroup", aged["cpu"]["per_second"].as_f64().unwrap_or(0.0), 0.0)?;
-    ensure!(json::count(&aged, "memory.anon_bytes")? >= 8 * MIB, "an idle cgroup's memory is forgotten: {aged}");
+    ensure!(json::count(&aged, "memory.anon_bytes")? + BATCHES >= 8 * MIB, "an idle cgroup's memory is forgotten: {aged}");
     // Unless it was just being refreshed.
     soon("an idle process's numbers to grow old", || Ok((age(&agent.process(workload.pid())?)? > 1.0).then_some(())))?;
     // One fault is enough to be looked at again.
@@ -243,13 +245,15 @@ fn a_trees_workers_do_not_multiply_the_memory_they_share() -> Result<()> {
     let tree = soon("the tree's shares", || {
         let trees = agent.get("/v1/trees?limit=100000")?;
         let tree = json::list(&trees, "trees")?.iter().find(|tree| tree["pid"] == workload.pid()).cloned();
-        Ok(tree.filter(|tree| tree["memory"]["split_processes"] == WORKERS + 1))
+        // A worker that was made after another one was looked at makes that one's share smaller at its next turn.
+        let is_split = |tree: &Value| tree["memory"]["split_processes"] == WORKERS + 1;
+        let is_settled = |tree: &Value| tree["memory"]["shared_bytes"].as_u64() >= Some(60 * MIB);
+        Ok(tree.filter(|tree| is_split(tree) && is_settled(tree)))
     })?;
     expect::exactly("workers", json::count(&tree, "workers")?, WORKERS)?;
     let bytes = |name: &str| json::count(&tree, &format!("memory.{name}_bytes"));
     let (resident, shared, private) = (bytes("resident")?, bytes("shared")?, bytes("private")?);
     ensure!(resident >= (WORKERS + 1) * 64 * MIB, "resident {resident}: not each process's own added up");
-    ensure!(shared >= 60 * MIB, "shared {shared}: not the 64 MiB that all have");
     expect::between("shared and private", 64 * MIB, shared + private, 80 * MIB)?;
     workload.run("release")?;
     workload.send("exit 0")?;

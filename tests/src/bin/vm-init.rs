@@ -3,6 +3,7 @@
 //!
 //! What it tells stands on lines of the console that begin with `@vm `, one JSON object each.
 
+use anyhow::Context as _;
 use serde_json::json;
 use std::{
     ffi::CString,
@@ -145,6 +146,8 @@ fn mount_cgroups(kind: &str) -> anyhow::Result<()> {
         for controller in if kind == "v1" { &["memory", "blkio", "pids"][..] } else { &["memory"][..] } {
             mount("cgroup", "cgroup", &format!("/sys/fs/cgroup/{controller}"), controller)?;
         }
+        // As systemd does; before Linux 5.11 what is below a cgroup did not count for it otherwise.
+        fs::write("/sys/fs/cgroup/memory/memory.use_hierarchy", "1").context("memory.use_hierarchy")?;
     }
     let place = match kind {
         "v2" => "/sys/fs/cgroup",
