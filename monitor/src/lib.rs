@@ -23,6 +23,7 @@ pub mod reading;
 pub mod sample;
 pub mod model;
 pub mod detect;
+pub mod advise;
 pub mod history;
 pub mod collect;
 pub mod doctor;

@@ -274,7 +274,7 @@ fn a_full_disk_stops_the_recording_and_not_the_agent() -> Result<()> {
     agent.settle()?;
     let at = kept.at()?;
     agent.stop()?;
-    let (body, _) = asked(&records, &["--at", &at, kept.target])?;
+    let (body, _) = asked(&records, &["--at", &at, &kept.target])?;
     ensure!(body == kept.body, "after the gap:\n{body}\nwas\n{}", kept.body);
     Ok(())
 }

@@ -1,0 +1,19 @@
+//! What memory a container should get. Pure: time and what was observed are arguments.
+
+pub mod observed;
+pub mod proposal;
+pub mod rules;
+
+use serde::{Deserialize, Serialize};
+
+/// Memory request and limit of a container, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// What the scheduler sets aside for it.
+    pub request_bytes: u64,
+    /// Where the kernel kills it.
+    pub limit_bytes: u64,
+}
+
+/// 2²⁰ bytes, which Kubernetes writes `Mi`.
+pub const MEBIBYTE: u64 = 1 << 20;
