@@ -5,11 +5,11 @@ use serde_json::Value;
 use std::{collections::HashMap, os::unix::fs::symlink, time::Duration};
 use tests::{
     Agent, Cgroup, Machine, Workload, agent,
-    clock::{PATIENCE, slowness, wait_until},
+    clock::{PATIENCE, amount, slowness, wait_until},
     expect, json, workload,
 };
 
-const SHORT_LIVES: usize = 2000;
+const SHORT_LIVES: u64 = 2000;
 const SHORT_NS: u64 = 5_000_000;
 
 fn all_faults(process: &Value) -> Result<u64> {
@@ -31,10 +31,11 @@ fn two_thousand_processes_that_live_less_than_five_milliseconds_are_all_seen_who
     // Other rings that mention them all the time make no difference: each is known by its birth.
     let agent = Agent::start(&["--set", "exited.keep=30m", "--set", "address_space.large_call=4096"])?;
     let mut workload = Workload::start()?;
+    let lives = amount(SHORT_LIVES);
     let mark = format!("mark-{}", std::process::id());
-    let made = rows(&workload.run(&format!("spawn {SHORT_LIVES} {mark}"))?, "processes")?;
+    let made = rows(&workload.run(&format!("spawn {lives} {mark}"))?, "processes")?;
     let short = made.iter().filter(|row| row[3] < SHORT_NS * u64::from(slowness())).count();
-    ensure!(short >= SHORT_LIVES, "only {short} of {} lived short", made.len());
+    ensure!(short as u64 >= lives, "only {short} of {} lived short", made.len());
     agent.settle()?;
     let told: HashMap<String, Value> = agent
         .processes()?

@@ -177,7 +177,7 @@ fn the_record_command_says_where_and_how_much_and_keeps_it_private() -> Result<(
     let (path, name) = recording_in(&directory);
     let socket = directory.path().join("m.sock");
     // Starting counts, too.
-    let time = format!("{}s", 6 * slowness());
+    let time = format!("{}s", 6 + slowness());
     let output = agent::run(&["record", "--for", &time, "--socket", &socket.to_string_lossy(), &name])?;
     let words = String::from_utf8_lossy(&output.stderr);
     expect::exactly("exit code", output.status.code(), Some(0))?;

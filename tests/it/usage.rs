@@ -111,7 +111,10 @@ fn what_is_idle_keeps_its_numbers_and_tells_their_age() -> Result<()> {
         Ok((age(&told)? > 2.0).then_some(told))
     })?;
     expect::exactly("CPU of an idle cgroup", aged["cpu"]["per_second"].as_f64().unwrap_or(0.0), 0.0)?;
-    ensure!(json::count(&aged, "memory.anon_bytes")? + BATCHES >= 8 * MIB, "an idle cgroup's memory is forgotten: {aged}");
+    ensure!(
+        json::count(&aged, "memory.anon_bytes")? + BATCHES >= 8 * MIB,
+        "an idle cgroup's memory is forgotten: {aged}"
+    );
     // Unless it was just being refreshed.
     soon("an idle process's numbers to grow old", || Ok((age(&agent.process(workload.pid())?)? > 1.0).then_some(())))?;
     // One fault is enough to be looked at again.
@@ -134,6 +137,7 @@ fn each_tick_has_its_own_peak_where_the_kernel_can_tell() -> Result<()> {
     let mut workload = Workload::start()?;
     group.add(workload.pid())?;
     let mut highest = 0;
+    let mut is_kernels = false;
     for _ in 0..2 {
         agent.settle()?;
         // Up and down within one tick: no sample of what is in use sees it.
@@ -141,6 +145,7 @@ fn each_tick_has_its_own_peak_where_the_kernel_can_tell() -> Result<()> {
         let peak = soon("the tick's peak", || {
             let told = cgroup(&agent, &group.path())?;
             highest = highest.max(json::count(&told, "memory.peak_bytes").unwrap_or(0));
+            is_kernels |= told["memory"]["peak_source"].as_str().is_some_and(|source| source.starts_with("memory."));
             let peak = told["memory"]["tick_peak_bytes"].as_u64();
             // The second time the kernel's own peak does not rise: only a peak of the tick's own tells.
             if resets { Ok(peak.filter(|peak| *peak >= 24 * MIB)) } else { Ok(Some(0)) }
@@ -153,7 +158,8 @@ fn each_tick_has_its_own_peak_where_the_kernel_can_tell() -> Result<()> {
             })?;
         }
     }
-    ensure!(highest == 0 || highest >= 24 * MIB, "the peak is {highest}");
+    // What was only seen now and then may have been seen halfway.
+    ensure!(!is_kernels || highest >= 24 * MIB, "the peak is {highest}");
     workload.send("exit 0")?;
     workload.wait()?;
     agent.stop()
@@ -373,6 +379,9 @@ fn parts_read(agent: &Agent, workload: &mut Workload) -> Result<(BTreeSet<&'stat
 fn what_is_switched_off_is_null_and_no_file_of_it_is_opened_or_read() -> Result<()> {
     let _machine = Machine::claim()?;
     let mut workload = Workload::start()?;
+    // The root of cgroup v2 has no files of memory.
+    let group = Cgroup::new("parts")?;
+    group.add(workload.pid())?;
     for off in [&[][..], &["cpu"], &["memory"], &["io"], &PARTS] {
         let settings: Vec<String> = off.iter().map(|part| format!("{part}_monitoring=false")).collect();
         let flags: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting.as_str()]).collect();

@@ -143,7 +143,7 @@ fn load(path: &str) -> anyhow::Result<()> {
 fn mount_cgroups(kind: &str) -> anyhow::Result<()> {
     if kind != "v2" {
         mount("tmpfs", "tmpfs", "/sys/fs/cgroup", "mode=755")?;
-        for controller in if kind == "v1" { &["memory", "blkio", "pids"][..] } else { &["memory"][..] } {
+        for controller in if kind == "v1" { &["memory", "blkio", "cpuacct", "pids"][..] } else { &["memory"][..] } {
             mount("cgroup", "cgroup", &format!("/sys/fs/cgroup/{controller}"), controller)?;
         }
         // As systemd does; before Linux 5.11 what is below a cgroup did not count for it otherwise.
