@@ -1,0 +1,18 @@
+//! What of the numbers is out of the ordinary: pure state machines. Time and data are arguments; nothing here reads a clock or a file.
+//!
+//! [`thresholds`] judges one snapshot by itself. The others judge one subject over time: a [`Judge`] feeds them its
+//! [`Point`]s and sums them up in one [`Judgement`].
+
+mod allocation;
+mod judge;
+mod leak;
+mod regression;
+mod slope;
+mod thresholds;
+
+pub use allocation::{Allocation, AllocationReport, Growth};
+pub use judge::{Detectors, Judge, Judgement, Point};
+pub use leak::{Leak, LeakReport, Reason, Verdict};
+pub use regression::{Regression, RegressionReport, Settings, Statistics};
+pub use slope::Estimate;
+pub use thresholds::{Alert, alerts};
