@@ -13,9 +13,11 @@ use crate::{
         node::{Node, Polled},
     },
     config::Config,
+    detect::{Findings, Resets, Watch},
     doctor,
     event_log::{DEFAULT_CAPACITY, EventLog},
     history::{Identity, Limits, Origin, Recorder},
+    ids::ProcessKey,
     kernel::{attach::Loader, support::Support},
     mark::{Inbox, Told},
     model::{Model, Retention, snapshot::Snapshot},
@@ -83,6 +85,7 @@ pub async fn run(config: Config, claims: Claims, servers: &Handle) -> anyhow::Re
     give_back_memory();
 
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
+    let (findings, latest_findings) = watch::channel(Arc::new(Findings::default()));
     let (shutdown, ending) = watch::channel(false);
     let (listener, for_workloads) = {
         let _waited_for_there = servers.enter();
@@ -90,6 +93,8 @@ pub async fn run(config: Config, claims: Claims, servers: &Handle) -> anyhow::Re
     };
     let state = serve::State {
         snapshots: latest.clone(),
+        findings: latest_findings,
+        resets: Arc::clone(&agent.resets),
         events: agent.events.clone(),
         doctor: agent.report.clone(),
         recording: agent.recorder.as_ref().map(Recorder::status),
@@ -113,7 +118,7 @@ pub async fn run(config: Config, claims: Claims, servers: &Handle) -> anyhow::Re
         consoles.into_iter().map(|console| servers.spawn(show(console, latest.clone(), ending.clone()))).collect();
 
     service::ready();
-    agent.work(&config, &snapshots, &mut end).await;
+    agent.work(&config, &Published { snapshots, findings }, &mut end).await;
     service::ending();
 
     shutdown.send_replace(true);
@@ -157,6 +162,8 @@ struct Agent {
     recorder: Option<Recorder>,
     timeseries: Option<TimeSeries>,
     marks: Marks,
+    watch: Watch,
+    resets: Arc<Resets>,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to ask what was lost: each program answers by a system call.
@@ -164,6 +171,12 @@ struct Agent {
     /// When to compare the model with /proc and cgroupfs; none while records tell everything.
     sweep_at: Option<Instant>,
     want: Want,
+}
+
+/// Where readers find what is new.
+struct Published {
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    findings: watch::Sender<Arc<Findings>>,
 }
 
 /// Marks that wait for the tick. Each socket has room of its own, so that nobody's marks keep out another socket's.
@@ -219,6 +232,8 @@ impl Agent {
             recorder,
             timeseries,
             marks: Marks::default(),
+            watch: Watch::default(),
+            resets: Arc::default(),
             report: Arc::new(report),
             lost_before: 0,
             losses_at: Instant::now(),
@@ -233,10 +248,10 @@ impl Agent {
         let lifecycle::Survey { found, wants } = lifecycle::survey(&self.cgroups);
         self.sweep_at = wants.then(|| Instant::now() + SWEEP_EVERY);
         self.model.take(&Sample { time, found, ..Sample::default() });
-        self.tick()
+        self.tick().0
     }
 
-    async fn work(&mut self, config: &Config, snapshots: &watch::Sender<Arc<Snapshot>>, end: &mut End) {
+    async fn work(&mut self, config: &Config, published: &Published, end: &mut End) {
         let (mut drain, mut tick) = (every(DRAIN_EVERY), every(config.tick));
         let sampled = !config.cost.every.is_zero();
         let mut open_window = every(if sampled { config.cost.every } else { Duration::MAX });
@@ -254,12 +269,12 @@ impl Agent {
                 () = end.reached() => {
                     // What happened until now is still told.
                     self.marks.close();
-                    self.publish(snapshots);
+                    self.publish(published);
                     return;
                 }
                 () = self.collector.filling() => self.take_moments(),
                 _ = drain.tick() => self.between_ticks(),
-                _ = tick.tick() => self.publish(snapshots),
+                _ = tick.tick() => self.publish(published),
                 _ = say_alive.tick(), if alive_every.is_some() => service::alive(),
                 _ = open_window.tick(), if sampled => {
                     self.meter.open_window();
@@ -292,15 +307,19 @@ impl Agent {
         }
     }
 
-    fn publish(&mut self, snapshots: &watch::Sender<Arc<Snapshot>>) {
-        let snapshot = Arc::new(self.tick());
+    fn publish(&mut self, published: &Published) {
+        let (snapshot, resets) = self.tick();
+        let snapshot = Arc::new(snapshot);
         if let Some(timeseries) = &mut self.timeseries {
             timeseries.take(&snapshot);
         }
-        snapshots.send_replace(snapshot);
+        // First, so that who has a snapshot has its findings.
+        published.findings.send_replace(self.watch.take(&snapshot, &resets));
+        published.snapshots.send_replace(snapshot);
     }
 
-    fn tick(&mut self) -> Snapshot {
+    /// The snapshot of this tick, and the trees whose detectors begin anew with it.
+    fn tick(&mut self) -> (Snapshot, Vec<ProcessKey>) {
         if let Some(recorder) = &mut self.recorder {
             recorder.begin_chapter_if_due(&self.model);
         }
@@ -317,13 +336,14 @@ impl Agent {
             gpus: Some(self.gpus.read(time)),
             coverage: Arc::new(self.collector.coverage()),
             cost: Arc::new(self.meter.read(&self.collector, time)),
+            resets: self.resets.take(),
             ..Sample::default()
         };
         let sample = self.take(polled);
         if let Some(recorder) = &mut self.recorder {
             recorder.snapshot(time);
         }
-        self.model.snapshot(&sample)
+        (self.model.snapshot(&sample), sample.resets.clone())
     }
 
     /// Looks for what began and ended without a record: at once and once more after records were lost, and now and then

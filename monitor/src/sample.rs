@@ -4,7 +4,7 @@ use crate::{
     cost::Cost,
     coverage::Coverage,
     gpu::GpuReading,
-    ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    ids::{CgroupId, DeviceId, ProcessId, ProcessKey, Tgid},
     mark::Mark,
     raw,
     reading::Readings,
@@ -36,6 +36,8 @@ pub struct Sample {
     pub mark: Option<Mark>,
     /// A process of the tree that the mark is of; none where that is not known, as in recordings of before.
     pub marked: Option<ProcessId>,
+    /// Roots of the trees of which the detectors are to forget what they saw.
+    pub resets: Vec<ProcessKey>,
     /// What was live, and what was lost.
     pub coverage: Arc<Coverage>,
     /// What the agent itself costs.

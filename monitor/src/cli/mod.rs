@@ -2,6 +2,7 @@
 
 mod config;
 mod doctor;
+mod findings;
 mod query;
 mod record;
 mod run;
@@ -34,6 +35,7 @@ Examples:
   sudo monitor run --quiet --tick 500ms        run it for others to ask, twice a second
   monitor query '/v1/trees?sort=page_faults.per_second&limit=5'
   monitor query '/v1/events?follow=true'       what happens, as it happens
+  monitor findings                             who leaks memory, how fast, and when it will be at its limit
   sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
   monitor doctor                               what this kernel offers, and what is missing
 
@@ -44,6 +46,7 @@ enum Command {
     Run(run::Arguments),
     Record(record::Arguments),
     Query(query::Arguments),
+    Findings(findings::Arguments),
     Doctor(doctor::Arguments),
     Config(config::Arguments),
 }
@@ -56,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Record(arguments) => record::run(arguments),
         Command::Query(arguments) => query::run(&arguments),
+        Command::Findings(arguments) => findings::run(&arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Config(arguments) => config::run(arguments),
     };

@@ -44,6 +44,13 @@ pub(super) struct Arguments {
     #[arg(value_name = "PATH", value_parser = path_and_query)]
     path: Uri,
     #[command(flatten)]
+    asked: Asked,
+}
+
+/// Who is asked.
+#[derive(Debug, clap::Args)]
+pub(super) struct Asked {
+    #[command(flatten)]
     socket: Socket,
     /// Ask this recording, a file or a directory, instead of the running agent.
     #[arg(long, value_name = "FILE|DIR", conflicts_with = "socket")]
@@ -60,15 +67,21 @@ fn path_and_query(text: &str) -> Result<Uri, String> {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     let terminal = io::stdout().is_terminal();
     let printer = terminal.then(|| Pretty::new(wants_colour()));
-    let (path, out) = (&arguments.path, &mut io::stdout());
-    match &arguments.from {
-        Some(from) => runtime.block_on(ask_recording(from, arguments.at.unwrap_or_default(), path, printer, out))?,
-        None => runtime.block_on(ask(&arguments.socket.load()?.config.socket, path, printer, out))?,
-    }
+    arguments.asked.ask(&arguments.path, printer, &mut io::stdout())?;
     Ok(ExitCode::SUCCESS)
+}
+
+impl Asked {
+    /// Asks for a path, and writes the answer to `out`, by the printer where there is one.
+    pub(super) fn ask(&self, path: &Uri, printer: Option<Pretty>, out: &mut impl Write) -> anyhow::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+        match &self.from {
+            Some(from) => runtime.block_on(ask_recording(from, self.at.unwrap_or_default(), path, printer, out)),
+            None => runtime.block_on(ask(&self.socket.load()?.config.socket, path, printer, out)),
+        }
+    }
 }
 
 /// Asks a recording as [`ask`] asks an agent. What of it cannot be read is told on standard error.
@@ -81,7 +94,7 @@ async fn ask_recording(
 ) -> anyhow::Result<()> {
     let recording = Recording::open(from)?;
     recording.remarks().iter().for_each(|remark| log::warn!("{remark}"));
-    let recorded = recording.replay(at, path.path() == "/v1/events")?;
+    let recorded = recording.replay(at, ["/v1/events", "/v1/findings"].contains(&path.path()))?;
     let response = serve::answer_recorded(recorded, path).await;
     tell(response, printer, out).await.with_context(|| format!("asking {} for {path}", from.display()))
 }

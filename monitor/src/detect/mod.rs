@@ -4,15 +4,21 @@
 //! [`Point`]s and sums them up in one [`Judgement`].
 
 mod allocation;
+mod finding;
 mod judge;
 mod leak;
 mod regression;
+mod reset;
 mod slope;
 mod thresholds;
+mod watch;
 
 pub use allocation::{Allocation, AllocationReport, Growth};
+pub use finding::{Account, Evidence, Finding, Severity, Subject};
 pub use judge::{Detectors, Judge, Judgement, Point};
 pub use leak::{Leak, LeakReport, Reason, Verdict};
 pub use regression::{Regression, RegressionReport, Settings, Statistics};
+pub use reset::Resets;
 pub use slope::Estimate;
 pub use thresholds::{Alert, alerts};
+pub use watch::{Findings, Watch, Watching};

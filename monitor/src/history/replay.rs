@@ -7,14 +7,17 @@ use super::{
     moment, store,
 };
 use crate::{
+    detect::{Findings, Watch},
     event::Event,
     event_log::EventLog,
+    ids::ProcessKey,
     model::{Model, snapshot::Snapshot},
     sample::Sample,
 };
 use std::{
     fs::File,
     io::{self, Read as _},
+    mem,
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -47,6 +50,8 @@ pub struct Recorded {
     pub origin: Origin,
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
+    /// What the detectors claimed, by the snapshots that were played.
+    pub findings: Arc<Findings>,
     /// What happened until then.
     pub events: Arc<EventLog>,
 }
@@ -81,15 +86,15 @@ impl Recording {
         &self.remarks
     }
 
-    /// Goes to a moment. Events are those since the checkpoint before it; or with `all_events` all that the recording has
-    /// until then, at most the last 100,000, which takes longer.
+    /// Goes to a moment. Events are those since the checkpoint before it, and detectors saw as much; or with `whole` all that the
+    /// recording has until then, at most the last 100,000 events, which takes longer.
     ///
     /// # Errors
     /// There is no snapshot so early, or what is written is not understood.
-    pub fn replay(&self, at: At, all_events: bool) -> Result<Recorded, Error> {
+    pub fn replay(&self, at: At, whole: bool) -> Result<Recorded, Error> {
         let end = moment::find(at, self.frames.iter().map(|frame| &frame.head)).ok_or_else(|| self.nothing_there())?;
         let chapter = || self.frames[..end].iter().rposition(|frame| frame.head.is_checkpoint());
-        let start = if all_events { 0 } else { chapter().unwrap_or_default() };
+        let start = if whole { 0 } else { chapter().unwrap_or_default() };
         let mut player = Player::new();
         let mut bytes = Vec::new();
         for frame in &self.frames[start..=end] {
@@ -165,6 +170,9 @@ struct Player {
     stage: Option<(Origin, Model)>,
     last: Arc<Sample>,
     snapshot: Option<Snapshot>,
+    resets: Vec<ProcessKey>,
+    watch: Watch,
+    findings: Arc<Findings>,
     events: EventLog,
 }
 
@@ -176,6 +184,9 @@ impl Player {
             stage: None,
             last: Arc::default(),
             snapshot: None,
+            resets: Vec::new(),
+            watch: Watch::default(),
+            findings: Arc::default(),
             events: EventLog::new(EVENTS),
         }
     }
@@ -207,19 +218,25 @@ impl Player {
                 }
                 // What could be harvested is of no interest: what was is an entry of its own.
                 model.take(&sample).events.into_iter().for_each(|event: Event| self.events.push(event));
+                self.resets.append(&mut sample.resets.clone());
                 self.last = Arc::new(sample);
             }
             Entry::Forgotten(harvest) => {
                 self.books.forget(&harvest);
                 model.forget(&harvest);
             }
-            Entry::Snapshot => self.snapshot = Some(model.snapshot(&self.last)),
+            Entry::Snapshot => {
+                let snapshot = model.snapshot(&self.last);
+                self.findings = self.watch.take(&snapshot, &mem::take(&mut self.resets));
+                self.snapshot = Some(snapshot);
+            }
         }
         Ok(())
     }
 
     fn recorded(self) -> Option<Recorded> {
         let ((origin, _), snapshot) = (self.stage?, self.snapshot?);
-        Some(Recorded { origin, snapshot: Arc::new(snapshot), events: Arc::new(self.events) })
+        let (snapshot, findings, events) = (Arc::new(snapshot), self.findings, Arc::new(self.events));
+        Some(Recorded { origin, snapshot, findings, events })
     }
 }

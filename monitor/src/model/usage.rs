@@ -70,6 +70,9 @@ pub struct TreeUsage {
     pub threads: u64,
     /// Resident memory, each process's added up: shared pages are in it once for each.
     pub resident_bytes: Option<u64>,
+    /// Of that, anonymous memory: what processes share since a fork, too, is in it once for each.
+    #[serde(default)]
+    pub anon_bytes: Option<u64>,
     /// Swapped out.
     pub swap_bytes: Option<u64>,
     /// Shared and private memory, each page once.
@@ -208,6 +211,7 @@ impl TreeUsage {
         self.threads += u64::from(reading.threads);
         if let Some(resident) = reading.resident {
             *self.resident_bytes.get_or_insert_default() += resident.total_bytes();
+            *self.anon_bytes.get_or_insert_default() += resident.anon_bytes;
             *self.swap_bytes.get_or_insert_default() += resident.swap_bytes;
         }
         if let Some(of_process) = reading.shares {

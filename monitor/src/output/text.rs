@@ -2,7 +2,7 @@
 
 /// Replaces what would move the cursor or change the direction of reading, and cuts to at most `width` columns.
 pub(super) fn fit(text: &str, width: usize) -> String {
-    let clean: String = text.chars().map(harmless).collect();
+    let clean = harmless(text);
     if columns(&clean) <= width {
         return clean;
     }
@@ -31,7 +31,12 @@ const fn columns_of(letter: char) -> usize {
     if (letter as u32) < 0x1100 || matches!(letter, '\u{2010}'..='\u{2027}' | '\u{2190}'..='\u{21ff}') { 1 } else { 2 }
 }
 
-fn harmless(letter: char) -> char {
+/// Replaces what would move the cursor or change the direction of reading.
+pub(crate) fn harmless(text: &str) -> String {
+    text.chars().map(harmless_letter).collect()
+}
+
+fn harmless_letter(letter: char) -> char {
     match letter {
         // Controls of direction and of width, and the byte-order mark.
         '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => '?',

@@ -3,13 +3,14 @@
 use crate::{
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
+    detect::{Findings, Watch},
     gpu::{Gpu, GpuMemory, GpuProcess, GpuStanding, MigInstance},
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     model::{
         container::Container,
         snapshot::{BlockDevice, Cgroup, Process, ProcessState, Snapshot, Subject, Tree},
         totals::{BlockIo, Histogram, Operation, Rates, Totals},
-        usage::{CgroupUsage, HostUsage, Limit, Peak},
+        usage::{CgroupUsage, HostUsage, Limit, Peak, TreeUsage},
     },
     reading::{CgroupReading, HostMemory, HostReading, MemoryReading},
     sample::Runtime,
@@ -17,7 +18,10 @@ use crate::{
     time::BootTime,
 };
 use monitor_common::{address_space, page_fault};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -57,6 +61,32 @@ pub(crate) fn snapshot() -> Snapshot {
         folded_processes_total: 4,
         coverage: Arc::new(coverage()),
         cost: Arc::new(cost()),
+    }
+}
+
+/// What is claimed after eleven minutes in which the first tree grew by a mebibyte a second.
+pub(crate) fn findings() -> Arc<Findings> {
+    static FINDINGS: LazyLock<Arc<Findings>> = LazyLock::new(|| {
+        let (mut watch, mut findings) = (Watch::default(), Arc::default());
+        for step in 0..=66 {
+            findings = watch.take(&grown(10 * step, 64 + 10 * step), &[]);
+        }
+        findings
+    });
+    Arc::clone(&FINDINGS)
+}
+
+/// The machine after so many seconds, with so many mebibytes in the first tree.
+pub(crate) fn grown(second: u64, mebibytes: u64) -> Snapshot {
+    let snapshot = snapshot();
+    let resident_bytes = Some(mebibytes << 20);
+    let usage = TreeUsage { resident_bytes, anon_bytes: resident_bytes, swap_bytes: Some(0), ..TreeUsage::default() };
+    let tree = Tree { usage: Some(usage), cgroup_path: Some("/apps/a".into()), ..(*snapshot.trees[0]).clone() };
+    Snapshot {
+        time: BootTime(snapshot.time.0 + second * SECOND),
+        number: snapshot.number + second,
+        trees: vec![Arc::new(tree), Arc::clone(&snapshot.trees[1])],
+        ..snapshot
     }
 }
 

@@ -1,4 +1,5 @@
-//! `POST /v1/marks`: leaves a training loop's mark for the agent's loop, the one writer, and never waits for it.
+//! What clients may post, marks of training loops and resets of detectors: it is left for the agent's loop, the one writer, and
+//! never waits for it.
 
 use super::{
     access::Caller,
@@ -8,6 +9,7 @@ use super::{
     select,
 };
 use crate::{
+    ids::Tgid,
     mark::{Posted, Told},
     time::BootTime,
 };
@@ -18,6 +20,8 @@ use axum::{
     http::{Method, StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
 };
+use serde::Deserialize;
+use serde_json::json;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -52,6 +56,40 @@ pub(super) async fn post(
     Ok((StatusCode::ACCEPTED, Json(mark)).into_response())
 }
 
+/// 202 with the root of the tree whose detectors begin anew at the next tick.
+pub(super) async fn reset(
+    State(shared): State<Shared>,
+    caller: Option<Extension<Caller>>,
+    given: Given,
+    request: Request,
+) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    let Origin::Live { resets, .. } = &shared.origin else {
+        return Err(Problem::query("a recording cannot be reset"));
+    };
+    let pid = reset_pid(&body(request).await?)?;
+    let (_, process) = caller::asked(&shared, caller.map(|Extension(caller)| caller), pid).await?;
+    if !resets.post(process.tree.key()) {
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many resets are waiting: post it again"));
+    }
+    Ok((StatusCode::ACCEPTED, Json(json!({ "tree": process.tree.tgid }))).into_response())
+}
+
+/// From nothing, or from an object with `pid` and nothing else.
+fn reset_pid(body: &[u8]) -> Result<Option<Tgid>, Problem> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, deny_unknown_fields)]
+    struct Reset {
+        pid: Option<u32>,
+    }
+    if body.is_empty() {
+        return Ok(None);
+    }
+    let reset: Reset = serde_json::from_slice(body)
+        .map_err(|error| Problem::query(format!("the body is not such as {{\"pid\": 1234}}: {error}")))?;
+    Ok(reset.pid.map(Tgid))
+}
+
 /// Answers any other method.
 pub(super) async fn post_only(method: Method, uri: Uri) -> Response {
     let problem = Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{} takes POST, not {method}", uri.path()));
@@ -63,7 +101,7 @@ async fn body(request: Request) -> Result<Bytes, Problem> {
     let body = body.map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come within 5 s"))?;
     body.map_err(|rejection| match rejection.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
-            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body of a mark has at most {BODY_BYTES} bytes"))
+            Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {BODY_BYTES} bytes"))
         }
         status => Problem::new(status, rejection.body_text()),
     })

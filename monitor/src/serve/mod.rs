@@ -10,6 +10,7 @@ mod caller;
 mod cells;
 mod events;
 mod fields;
+mod findings;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod gpu;

@@ -13,11 +13,13 @@ use tower::ServiceExt as _;
 
 /// What the agent that recorded would have answered at that moment. Only what is told of the answering itself differs.
 pub async fn answer_recorded(recorded: Recorded, path: &Uri) -> Response {
-    let Recorded { origin, snapshot, events } = recorded;
-    let ((_, snapshots), (_, shutdown)) = (watch::channel(snapshot), watch::channel(true));
+    let Recorded { origin, snapshot, findings, events } = recorded;
+    let ((_, snapshots), (_, findings)) = (watch::channel(snapshot), watch::channel(findings));
+    let (_, shutdown) = watch::channel(true);
     let config = Config::default();
     let shared = Shared {
         snapshots,
+        findings,
         events,
         doctor: origin.doctor.into(),
         origin: Origin::Recorded(origin.agent),

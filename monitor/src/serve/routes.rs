@@ -2,7 +2,9 @@
 
 use super::{
     access::Caller,
-    answer, caller, events, loopback, marks,
+    answer, caller, events,
+    findings::FindingsView,
+    loopback, marks,
     metrics::{self, Format, Teller},
     problem::Problem,
     select::{self, Parameters, Selected, Selection},
@@ -10,6 +12,7 @@ use super::{
     view::{HealthView, WholeHostView},
 };
 use crate::{
+    detect::{Findings, Resets},
     event_log::EventLog,
     gpu::Gpu,
     history::{Identity, Status},
@@ -40,6 +43,7 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
     ("/v1/cgroups", "cgroups, each with all below it; ?container= &sort= &limit="),
     ("/v1/block_devices", "block devices; ?sort= &limit="),
     ("/v1/gpus", "GPUs and their MIG instances; ?sort= &limit="),
+    ("/v1/findings", "what the detectors claim, such as who leaks; the worst first"),
     (STATS, "memory and processes of the asking process's tree, for a server to forward; ?pid="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     (
@@ -51,18 +55,22 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
         MARKS,
         "POST {\"step\", \"epoch\", \"labels\"}: where a training loop is, for the snapshots to come; \"pid\" for another tree's",
     ),
+    (RESET, "POST {\"pid\"}: the detectors forget what they saw of that process's tree, or of the asking process's"),
 ];
 
 /// What a server forwards of itself.
 pub(super) const STATS: &str = "/v1/stats";
 
-/// The only endpoint that takes POST.
+/// Takes POST only.
 pub(super) const MARKS: &str = "/v1/marks";
+/// Takes POST only.
+pub(super) const RESET: &str = "/v1/detectors/reset";
 
 /// What the endpoints answer from.
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
+    pub(super) findings: watch::Receiver<Arc<Findings>>,
     pub(super) events: Arc<EventLog>,
     /// The doctor's report as JSON: it does not change, but for how GPUs stand, which is added.
     pub(super) doctor: Bytes,
@@ -85,6 +93,8 @@ pub(super) enum Origin {
         recording: Option<Arc<Status>>,
         /// Where marks go.
         marks: Arc<Inbox>,
+        /// Where wishes go that detectors begin anew.
+        resets: Arc<Resets>,
     },
     /// Those that another one would have given.
     Recorded(Identity),
@@ -124,10 +134,12 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/cgroups", get(list::<Cgroup>))
         .route("/v1/block_devices", get(list::<BlockDevice>))
         .route("/v1/gpus", get(list::<Gpu>))
+        .route("/v1/findings", get(findings))
         .route(STATS, get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
         .route(MARKS, post(marks::post).layer(marks::body_limit()).fallback(marks::post_only))
+        .route(RESET, post(marks::reset).layer(marks::body_limit()).fallback(marks::post_only))
         .route("/metrics", get(exposition))
         .fallback(nowhere)
         .method_not_allowed_fallback(not_allowed)
@@ -139,6 +151,7 @@ pub(super) fn workload_router(shared: Shared) -> Router {
     Router::new()
         .route(STATS, get(stats))
         .route(MARKS, post(marks::post).layer(marks::body_limit()).fallback(marks::post_only))
+        .route(RESET, post(marks::reset).layer(marks::body_limit()).fallback(marks::post_only))
         .fallback(elsewhere)
         .method_not_allowed_fallback(not_allowed)
         .with_state(shared)
@@ -204,6 +217,12 @@ async fn snapshot(State(shared): State<Shared>, given: Given) -> Result<Response
     Ok(answer::whole(shared.snapshot()))
 }
 
+async fn findings(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    let findings = Arc::clone(&shared.findings.borrow());
+    Ok(answer::document(&FindingsView::of(&findings)))
+}
+
 async fn host(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
     Ok(answer::document(&WholeHostView::of(&shared.snapshot())))
@@ -252,7 +271,8 @@ async fn elsewhere(State(shared): State<Shared>, uri: Uri) -> Problem {
         let detail = format!("{path} is told at {socket} only, to root and the group that socket_group names");
         return Problem::new(StatusCode::FORBIDDEN, detail);
     }
-    let detail = format!("there is no {path} here, but {STATS} and {MARKS}; all else is told at {socket}, to root");
+    let detail =
+        format!("there is no {path} here, but {STATS}, {MARKS} and {RESET}; all else is told at {socket}, to root");
     Problem::new(StatusCode::NOT_FOUND, detail)
 }
 

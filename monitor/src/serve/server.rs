@@ -7,7 +7,15 @@ use super::{
     problem::Problem,
     routes::{self, Origin, Shared},
 };
-use crate::{collect::descriptors, doctor, event_log::EventLog, history, mark::Inbox, model::snapshot::Snapshot};
+use crate::{
+    collect::descriptors,
+    detect::{Findings, Resets},
+    doctor,
+    event_log::EventLog,
+    history,
+    mark::Inbox,
+    model::snapshot::Snapshot,
+};
 use axum::{Extension, Router, body::Bytes, http::StatusCode};
 use hyper::server::conn::http1;
 use hyper_util::{
@@ -74,6 +82,10 @@ struct Pace {
 pub struct State {
     /// The latest snapshot.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// What the detectors claim.
+    pub findings: watch::Receiver<Arc<Findings>>,
+    /// Where wishes go that they begin anew.
+    pub resets: Arc<Resets>,
     /// The moments.
     pub events: Arc<EventLog>,
     /// What the host offers and how it was used.
@@ -122,11 +134,12 @@ impl State {
             log::error!("the doctor's report cannot be written as JSON: {error}");
             b"{}".to_vec()
         });
-        let Self { snapshots, events, recording, metrics_top, marks, socket, tick, .. } = self;
-        let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording, marks });
+        let Self { snapshots, findings, resets, events, recording, metrics_top, marks, socket, tick, .. } = self;
+        let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording, marks, resets });
         let [least, most] = PATIENCE;
         let patience = (2 * tick).clamp(least, most);
-        Shared { snapshots, events, doctor, origin, metrics_top, socket, patience, shutdown: shutdown.clone() }
+        let shutdown = shutdown.clone();
+        Shared { snapshots, findings, events, doctor, origin, metrics_top, socket, patience, shutdown }
     }
 }
 

@@ -2,11 +2,12 @@
 
 use super::{
     Claim, claim, claim_for_workloads, fixtures,
-    routes::{ENDPOINTS, MARKS, Origin, STATS, Shared},
+    routes::{ENDPOINTS, MARKS, Origin, RESET, STATS, Shared},
     server,
 };
 use crate::{
     coverage::State,
+    detect::Resets,
     event::{Event, Kind},
     event_log::EventLog,
     gpu::GpuStanding,
@@ -37,6 +38,7 @@ struct Server {
     socket: PathBuf,
     events: Arc<EventLog>,
     marks: Arc<Inbox>,
+    resets: Arc<Resets>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -64,18 +66,20 @@ impl Server {
         let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
         let (stop, shutdown) = watch::channel(false);
         let (events, marks) = (Arc::new(EventLog::default()), Arc::new(Inbox::default()));
+        let (findings, resets) = (fixtures::findings(), Arc::new(Resets::default()));
         let shared = Shared {
             snapshots: receiver,
             events: Arc::clone(&events),
             doctor: Bytes::from_static(b"{\"facts\":[]}"),
-            origin: Origin::Live { recording: None, marks: Arc::clone(&marks) },
+            findings: watch::channel(findings).1,
+            origin: Origin::Live { recording: None, marks: Arc::clone(&marks), resets: Arc::clone(&resets) },
             metrics_top: 20,
             socket: Path::new("/where/all/is.sock").into(),
             patience,
             shutdown: shutdown.clone(),
         };
         let task = tokio::spawn(server::run(listener, shared, shutdown));
-        Self { socket, events, marks, stop, task, snapshots, _directory: directory }
+        Self { socket, events, marks, resets, stop, task, snapshots, _directory: directory }
     }
 
     async fn connect(&self) -> UnixStream {
@@ -151,7 +155,7 @@ async fn every_endpoint_listed_answers() {
     let server = Server::start();
     let index = server.json("/").await;
     assert_eq!(index["endpoints"].as_array().unwrap().len(), ENDPOINTS.len());
-    for (path, _) in ENDPOINTS.iter().filter(|(path, _)| *path != MARKS) {
+    for (path, _) in ENDPOINTS.iter().filter(|(path, _)| ![MARKS, RESET].contains(path)) {
         // Whoever asks here is not of the made-up machine, and so has no tree.
         let status = if *path == STATS { 503 } else { 200 };
         assert_eq!(server.ask(&format!("GET {path}")).await.status, status, "{path}");
@@ -208,14 +212,19 @@ async fn on_the_workloads_socket_a_process_asks_about_its_own_tree_and_nothing_e
     }
     refusals.dedup();
     assert_eq!(refusals.len(), 1, "who is not there is told of otherwise: {refusals:?}");
-    for path in ENDPOINTS.iter().map(|(path, _)| *path).filter(|path| ![STATS, MARKS].contains(path)).chain(["/"]) {
+    for path in
+        ENDPOINTS.iter().map(|(path, _)| *path).filter(|path| ![STATS, MARKS, RESET].contains(path)).chain(["/"])
+    {
         let answer = server.ask(&format!("GET {path}")).await;
         assert_eq!((answer.status, answer.kind.as_str()), (403, "application/problem+json"), "{path}");
         assert!(answer.body.contains("is told at /where/all/is.sock only"), "{}", answer.body);
     }
     let nowhere = server.ask("GET /v2/trees").await;
     assert_eq!(nowhere.status, 404);
-    assert!(nowhere.body.contains("but /v1/stats and /v1/marks") && nowhere.body.contains("/where/all/is.sock"));
+    assert!(
+        nowhere.body.contains("but /v1/stats, /v1/marks and /v1/detectors/reset")
+            && nowhere.body.contains("/where/all/is.sock")
+    );
     assert_eq!(server.ask("POST /v1/stats").await.status, 405);
 }
 
@@ -291,6 +300,45 @@ async fn a_mark_that_finds_no_room_is_refused() {
     assert!(answer.body.contains("too many marks are waiting: post it again"), "{}", answer.body);
     server.marks.close();
     assert!(server.post(MARKS, b"{\"step\": 1}").await.body.contains("the agent is ending"));
+}
+
+#[tokio::test]
+async fn findings_are_told_with_what_they_rest_on() {
+    let server = Server::start();
+    let told = server.json("/v1/findings").await;
+    assert_eq!((&told["watched"], &told["left_out"]), (&json!(1), &json!(0)));
+    let finding = told["findings"].as_array().unwrap().iter().find(|one| one["detector"] == "leak").unwrap();
+    assert_eq!(
+        finding["subject"],
+        json!({
+            "kind": "tree", "pid": 10, "tree": 10, "command_line": "python3 train.py --epochs 3", "cgroup": "/apps/a",
+            "container": null,
+        })
+    );
+    assert_eq!((&finding["severity"], &finding["evidence"]["leak"]["verdict"]), (&json!("warning"), &json!("leak")));
+    let growth = &finding["bytes_per_hour"];
+    assert!(growth["low"].as_f64() <= growth["value"].as_f64() && growth["value"].as_f64() <= growth["high"].as_f64());
+    assert_eq!(finding["bytes_per_1000_requests"], Value::Null, "requests are not counted");
+    assert!(finding["since_ns"].as_u64() < told["time_ns"].as_u64());
+    assert!(finding["evidence"]["time_ns"].as_u64() <= told["time_ns"].as_u64());
+}
+
+#[tokio::test]
+async fn detectors_are_told_to_begin_anew_with_a_tree() {
+    let server = Server::start();
+    let answer = server.post(RESET, b"{\"pid\": 11}").await;
+    assert_eq!((answer.status, serde_json::from_str::<Value>(&answer.body).unwrap()), (202, json!({"tree": 10})));
+    assert_eq!(server.resets.take().iter().map(|tree| tree.tgid.0).collect::<Vec<_>>(), [10]);
+    for (body, status, words) in [
+        ("{\"pid\": 30}", 404, "no process 30 runs"),
+        ("{\"pids\": 10}", 400, "the body is not such as"),
+        ("[", 400, "the body is not such as"),
+    ] {
+        let answer = server.post(RESET, body.as_bytes()).await;
+        assert_eq!(answer.status, status, "{body}");
+        assert!(answer.body.contains(words), "{}", answer.body);
+    }
+    assert_eq!(server.resets.take(), []);
 }
 
 #[tokio::test]

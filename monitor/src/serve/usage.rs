@@ -46,6 +46,7 @@ pub(super) static TREE: &[Named<Tree>] = &[
     ("cpu.seconds_total", |t, _| tree(t, |u| real(u.cpu_ns.map(seconds)))),
     ("cpu.per_second", |t, _| tree(t, |u| rate(u.cpu_per_second))),
     ("memory.resident_bytes", |t, _| tree(t, |u| u.resident_bytes.into())),
+    ("memory.anon_bytes", |t, _| tree(t, |u| u.anon_bytes.into())),
     ("memory.swap_bytes", |t, _| tree(t, |u| u.swap_bytes.into())),
     ("memory.private_bytes", |t, _| shares(t, |s| s.private_bytes)),
     ("memory.shared_bytes", |t, _| shares(t, |s| s.shared_bytes)),

@@ -122,7 +122,7 @@ struct PlaceView<'a> {
 }
 
 #[derive(Serialize)]
-struct ContainerView<'a> {
+pub(super) struct ContainerView<'a> {
     id: &'a str,
     runtime: Option<&'static str>,
     name: Option<&'a str>,
@@ -143,7 +143,7 @@ impl<'a> PlaceView<'a> {
 }
 
 impl<'a> ContainerView<'a> {
-    fn of(container: &'a Container) -> Self {
+    pub(super) fn of(container: &'a Container) -> Self {
         Self {
             id: &container.id,
             runtime: container.runtime.map(Runtime::name),

@@ -225,11 +225,8 @@ impl Leak {
 
     fn conclude(&self, first: Block, last: Block) -> LeakReport {
         let (age, requests) = (last.time - first.time, last.requests - first.requests);
-        let enough = if self.counts_requests {
-            requests >= REQUESTS_MIN || age >= SECONDS_ENOUGH
-        } else {
-            age >= SECONDS_MIN
-        };
+        let enough =
+            if self.counts_requests { requests >= REQUESTS_MIN || age >= SECONDS_ENOUGH } else { age >= SECONDS_MIN };
         let report = if self.samples < SAMPLES_MIN || !enough {
             self.told(Verdict::Insufficient, Reason::TooLittleData, None, age)
         } else {

@@ -92,7 +92,13 @@ impl Driver {
 
 impl Trend {
     /// Of a window's blocks. `drawdown` is the most that longer windows have seen given back, `is_leak` whether a leak was found before.
-    pub(super) fn of(blocks: &[Block], counts_requests: bool, drawdown: f64, is_leak: bool, scratch: &mut Vec<f64>) -> Self {
+    pub(super) fn of(
+        blocks: &[Block],
+        counts_requests: bool,
+        drawdown: f64,
+        is_leak: bool,
+        scratch: &mut Vec<f64>,
+    ) -> Self {
         let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Self::default() };
         if blocks.len() < BLOCKS_MIN {
             return Self::default();
@@ -114,7 +120,14 @@ impl Trend {
         trend
     }
 
-    fn judge(&mut self, blocks: &[Block], by_requests: bool, drawdown: f64, strict: &Strictness, scratch: &mut Vec<f64>) {
+    fn judge(
+        &mut self,
+        blocks: &[Block],
+        by_requests: bool,
+        drawdown: f64,
+        strict: &Strictness,
+        scratch: &mut Vec<f64>,
+    ) {
         let by_time = Growth::with(Driver::Time, blocks, by_requests, scratch);
         let by_requests = by_requests.then(|| Growth::with(Driver::Requests, blocks, true, scratch)).flatten();
         self.per_second = by_time.as_ref().map(|growth| growth.line.slope);

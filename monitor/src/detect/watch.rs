@@ -1,0 +1,251 @@
+//! Everything of the node that is large enough to leak, judged tick by tick.
+//!
+//! Subjects are process trees, and the cgroups of containers and services. Small ones cannot have leaked much, and are left out:
+//! what watching costs goes with what there is to watch.
+
+use super::{
+    finding::{self, Finding, Subject},
+    judge::{Judge, Point},
+    regression,
+};
+use crate::{
+    ids::{CgroupId, ProcessKey},
+    model::{
+        container,
+        snapshot::{self, Cgroup, Snapshot, Tree},
+        totals::Totals,
+    },
+    time::BootTime,
+};
+use serde::Serialize;
+use std::{collections::HashMap, sync::Arc};
+
+/// What has less memory than this is not watched, unless it had more before.
+const LEAST_BYTES: u64 = 8 << 20;
+/// So many are watched at most: each takes up to 16 KiB.
+const MOST_SUBJECTS: usize = 512;
+/// A subject's findings are drawn up anew once in so many of its points.
+const POINTS_EACH: u32 = 5;
+
+/// The judges of all subjects.
+#[derive(Debug, Default)]
+pub struct Watch {
+    settings: regression::Settings,
+    subjects: HashMap<Key, Watched>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Key {
+    Tree(ProcessKey),
+    Cgroup(CgroupId),
+}
+
+#[derive(Debug)]
+struct Watched {
+    judge: Judge,
+    /// Points until findings are drawn up anew.
+    left: u32,
+    findings: Vec<Arc<Finding>>,
+    /// The snapshot that had it last.
+    snapshot: u64,
+}
+
+/// What all detectors claim now.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// As of this moment.
+    pub time: BootTime,
+    /// The worst first, then the oldest.
+    pub findings: Vec<Arc<Finding>>,
+    /// How many are watched, and how many are not for want of room.
+    pub watched: Watching,
+}
+
+/// How much of what there is is watched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Watching {
+    /// Subjects that are watched.
+    pub watched: usize,
+    /// Those that are large enough, and left out as there are too many.
+    pub left_out: usize,
+}
+
+impl Watch {
+    /// Nothing seen yet.
+    pub fn new(settings: regression::Settings) -> Self {
+        Self { settings, ..Self::default() }
+    }
+
+    /// Takes in a snapshot, and tells what is claimed after it. What was seen of the trees in `resets`, and of the cgroups that
+    /// their roots are in, is forgotten before.
+    pub fn take(&mut self, snapshot: &Snapshot, resets: &[ProcessKey]) -> Arc<Findings> {
+        for tree in snapshot.trees.iter().filter(|tree| resets.contains(&tree.root.key())) {
+            self.subjects.remove(&Key::Tree(tree.root.key()));
+            self.subjects.remove(&Key::Cgroup(tree.cgroup));
+        }
+        let limits: HashMap<CgroupId, u64> =
+            snapshot.cgroups.iter().filter_map(|cgroup| Some((cgroup.id, limit(cgroup)?))).collect();
+        let mut left_out = 0;
+        for tree in snapshot.trees.iter().filter(|tree| tree.running > 0) {
+            if let Some(point) = tree_point(tree, snapshot.time) {
+                let point = Point { limit_bytes: limits.get(&tree.cgroup).copied(), ..point };
+                left_out +=
+                    usize::from(!self.watch(Key::Tree(tree.root.key()), &point, snapshot, || tree_subject(tree)));
+            }
+        }
+        for cgroup in snapshot.cgroups.iter().filter(|cgroup| is_subject(cgroup)) {
+            if let Some(point) = cgroup_point(cgroup, snapshot.time) {
+                left_out +=
+                    usize::from(!self.watch(Key::Cgroup(cgroup.id), &point, snapshot, || cgroup_subject(cgroup)));
+            }
+        }
+        self.subjects.retain(|_, watched| watched.snapshot == snapshot.number);
+        let mut findings: Vec<_> =
+            self.subjects.iter().flat_map(|(key, watched)| watched.findings.iter().map(move |f| (*key, f))).collect();
+        findings.sort_by_key(|(key, finding)| (finding.severity, finding.since, *key, finding.detector));
+        let findings = findings.into_iter().map(|(_, finding)| Arc::clone(finding)).collect();
+        let watched = Watching { watched: self.subjects.len(), left_out };
+        Arc::new(Findings { time: snapshot.time, findings, watched })
+    }
+
+    /// Gives a subject's judge a point. Whether there was room for it.
+    fn watch(&mut self, key: Key, point: &Point, snapshot: &Snapshot, subject: impl FnOnce() -> Subject) -> bool {
+        if !self.subjects.contains_key(&key) {
+            if size(point) < LEAST_BYTES {
+                return true;
+            }
+            if self.subjects.len() >= MOST_SUBJECTS {
+                return false;
+            }
+            let judge = Judge::new(self.settings);
+            self.subjects.insert(key, Watched { judge, left: 0, findings: Vec::new(), snapshot: 0 });
+        }
+        let Some(watched) = self.subjects.get_mut(&key) else { return false };
+        watched.snapshot = snapshot.number;
+        watched.judge.push(point);
+        watched.left = match watched.left.checked_sub(1) {
+            Some(left) => left,
+            None => {
+                let judgement = watched.judge.judgement();
+                let found = finding::findings(&subject(), &judgement, point, snapshot.time);
+                watched.findings = found.into_iter().map(Arc::new).collect();
+                POINTS_EACH - 1
+            }
+        };
+        true
+    }
+}
+
+fn size(point: &Point) -> u64 {
+    point.anon_bytes.unwrap_or(point.working_set_bytes)
+}
+
+/// Containers' and services' own cgroups: those above them are sums of others.
+fn is_subject(cgroup: &Cgroup) -> bool {
+    !cgroup.removed && cgroup.running > 0 && (cgroup.container.is_some() || container::unit(&cgroup.path).is_some())
+}
+
+fn tree_point(tree: &Tree, time: BootTime) -> Option<Point> {
+    let usage = tree.usage?;
+    let resident_bytes = usage.resident_bytes?;
+    // What its processes share counts once, where that is known of all of them.
+    let shares = usage.shares.filter(|shares| shares.processes == tree.running);
+    let working_set_bytes = shares.map_or(resident_bytes, |shares| shares.private_bytes + shares.shared_bytes);
+    let anon_bytes = usage.anon_bytes.map(|anon| anon + usage.swap_bytes.unwrap_or_default());
+    Some(Point { working_set_bytes, anon_bytes, ..point(&tree.subject, time) })
+}
+
+fn cgroup_point(cgroup: &Cgroup, time: BootTime) -> Option<Point> {
+    let usage = cgroup.usage.as_ref()?;
+    let memory = usage.reading.memory.as_ref()?;
+    Some(Point {
+        working_set_bytes: memory.working_set_bytes().unwrap_or(memory.current_bytes),
+        anon_bytes: memory.anon_bytes.map(|anon| anon + memory.swap_bytes.unwrap_or_default()),
+        limit_bytes: limit(cgroup),
+        oom_kills_total: memory.events.oom_kill,
+        ..point(&cgroup.subject, time)
+    })
+}
+
+fn limit(cgroup: &Cgroup) -> Option<u64> {
+    Some(cgroup.usage.as_ref()?.limit.as_ref()?.bytes)
+}
+
+/// What the kernel's events tell.
+fn point(subject: &snapshot::Subject, time: BootTime) -> Point {
+    let Totals { address_space: calls, .. } = &subject.totals;
+    let net = |grown: u64, shrunk: u64| grown.wrapping_sub(shrunk) as i64;
+    let mapped = calls.mapped_anonymous_bytes + calls.mremap_grown_bytes;
+    Point {
+        time_seconds: time.0 as f64 / 1e9,
+        mapped_net_bytes: Some(net(mapped, calls.unmapped_bytes + calls.mremap_shrunk_bytes)),
+        heap_net_bytes: Some(net(calls.heap_grown_bytes, calls.heap_shrunk_bytes)),
+        ..Point::default()
+    }
+}
+
+fn tree_subject(tree: &Tree) -> Subject {
+    let command = if tree.command_line.is_empty() { &tree.command } else { &tree.command_line };
+    Subject::Tree {
+        root: tree.root.key(),
+        command: command.clone(),
+        cgroup: tree.cgroup_path.clone(),
+        container: tree.container.clone(),
+    }
+}
+
+fn cgroup_subject(cgroup: &Cgroup) -> Subject {
+    Subject::Cgroup { id: cgroup.id, path: Arc::clone(&cgroup.path), container: cgroup.container.clone() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::finding::Severity, *};
+    use crate::{ids::Tgid, serve::fixtures};
+
+    fn leaks(findings: &Findings) -> Vec<(Severity, String)> {
+        let leaks = findings.findings.iter().filter(|finding| finding.detector == "leak");
+        leaks.map(|finding| (finding.severity, finding.summary.clone())).collect()
+    }
+
+    #[test]
+    fn what_grows_for_ten_minutes_is_claimed_and_forgotten_when_that_is_wished() {
+        let mut watch = Watch::default();
+        for second in 0..590 {
+            let findings = watch.take(&fixtures::grown(second, 64 + second), &[]);
+            assert_eq!((leaks(&findings), findings.watched.watched), (vec![], 1), "after {second} s");
+        }
+        for second in 590..660 {
+            watch.take(&fixtures::grown(second, 64 + second), &[]);
+        }
+        let told = leaks(&watch.take(&fixtures::grown(660, 724), &[]));
+        assert_eq!(told, [(Severity::Warning, "python3 train.py --epochs 3 (10) leaks 3.5 GiB per hour".to_owned())]);
+        let root = fixtures::snapshot().trees[0].root.key();
+        assert_eq!(leaks(&watch.take(&fixtures::grown(661, 725), &[root])), []);
+    }
+
+    #[test]
+    fn small_ones_are_not_watched_and_those_that_are_gone_no_more() {
+        let mut watch = Watch::default();
+        assert_eq!(watch.take(&fixtures::grown(0, 7), &[]).watched.watched, 0);
+        assert_eq!(watch.take(&fixtures::grown(1, 8), &[]).watched.watched, 1);
+        assert_eq!(watch.take(&fixtures::grown(2, 1), &[]).watched.watched, 1, "it was larger before");
+        let gone = Snapshot { trees: Vec::new(), ..fixtures::grown(3, 1) };
+        assert_eq!(watch.take(&gone, &[]).watched.watched, 0);
+    }
+
+    #[test]
+    fn of_too_many_the_rest_is_left_out_and_that_is_told() {
+        let crowd = |second| {
+            let snapshot = fixtures::grown(second, 64);
+            let copy = |number: u32| {
+                let mut tree = (*snapshot.trees[0]).clone();
+                tree.root.tgid = Tgid(1000 + number);
+                Arc::new(tree)
+            };
+            Snapshot { trees: (0..MOST_SUBJECTS as u32 + 3).map(copy).collect(), ..snapshot }
+        };
+        let mut watch = Watch::default();
+        assert_eq!(watch.take(&crowd(0), &[]).watched, Watching { watched: MOST_SUBJECTS, left_out: 3 });
+    }
+}

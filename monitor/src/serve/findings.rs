@@ -1,0 +1,89 @@
+//! Findings as JSON.
+
+use super::view::ContainerView;
+use crate::{
+    detect::{Estimate, Evidence, Finding, Findings, Severity, Subject, Watching},
+    ids::Tgid,
+    time::BootTime,
+};
+use serde::Serialize;
+
+/// All findings.
+#[derive(Serialize)]
+pub(super) struct FindingsView<'a> {
+    time_ns: BootTime,
+    #[serde(flatten)]
+    watching: Watching,
+    findings: Vec<FindingView<'a>>,
+}
+
+#[derive(Serialize)]
+struct FindingView<'a> {
+    detector: &'static str,
+    severity: Severity,
+    subject: SubjectView<'a>,
+    since_ns: BootTime,
+    summary: &'a str,
+    confidence: Option<f64>,
+    bytes_per_1000_requests: Option<Estimate>,
+    bytes_per_hour: Option<Estimate>,
+    seconds_to_limit: Option<Estimate>,
+    evidence: &'a Evidence,
+}
+
+#[derive(Serialize)]
+struct SubjectView<'a> {
+    kind: &'static str,
+    pid: Option<Tgid>,
+    tree: Option<Tgid>,
+    command_line: Option<&'a str>,
+    cgroup: Option<&'a str>,
+    container: Option<ContainerView<'a>>,
+}
+
+impl<'a> FindingsView<'a> {
+    pub(super) fn of(findings: &'a Findings) -> Self {
+        let all = findings.findings.iter().map(|finding| FindingView::of(finding)).collect();
+        Self { time_ns: findings.time, watching: findings.watched, findings: all }
+    }
+}
+
+impl<'a> FindingView<'a> {
+    fn of(finding: &'a Finding) -> Self {
+        Self {
+            detector: finding.detector,
+            severity: finding.severity,
+            subject: SubjectView::of(&finding.subject),
+            since_ns: finding.since,
+            summary: &finding.summary,
+            confidence: finding.confidence,
+            bytes_per_1000_requests: finding.bytes_per_1000_requests,
+            bytes_per_hour: finding.bytes_per_hour,
+            seconds_to_limit: finding.seconds_to_limit,
+            evidence: &finding.evidence,
+        }
+    }
+}
+
+impl<'a> SubjectView<'a> {
+    fn of(subject: &'a Subject) -> Self {
+        match subject {
+            Subject::Tree { root, command, cgroup, container } => Self {
+                kind: "tree",
+                pid: Some(root.tgid),
+                tree: Some(root.tgid),
+                command_line: Some(command),
+                cgroup: cgroup.as_deref(),
+                container: container.as_deref().map(ContainerView::of),
+            },
+            Subject::Cgroup { path, container, .. } => Self {
+                kind: "cgroup",
+                pid: None,
+                tree: None,
+                command_line: None,
+                cgroup: Some(path),
+                container: container.as_deref().map(ContainerView::of),
+            },
+        }
+    }
+}
