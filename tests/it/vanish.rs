@@ -8,7 +8,7 @@ use std::{
 };
 use tests::{
     Agent, Cgroup, Machine, Workload,
-    clock::{PATIENCE, slowness, wait_until},
+    clock::{PATIENCE, amount, slowness, wait_until},
     expect, json,
 };
 
@@ -24,6 +24,7 @@ fn ten_thousand_vanish_in_the_middle_of_every_read() -> Result<()> {
     let parent = Cgroup::new("vanish")?;
     let agent = Agent::start(&["--tick", "100ms", "--set", "exited.keep=500ms", "--set", "exited.limit=500"])?;
     let mut workload = Workload::start()?;
+    let each = amount(EACH);
     let told = || {
         Ok::<_, anyhow::Error>((
             ours(&agent, &parent, "processes", "cgroup")?,
@@ -35,7 +36,7 @@ fn ten_thousand_vanish_in_the_middle_of_every_read() -> Result<()> {
     let (mut resident, mut read, mut time) = (Vec::new(), 0, Duration::ZERO);
     for _ in 0..ROUNDS {
         let start = Instant::now();
-        workload.send(&format!("vanish {} {EACH} {POOL}", parent.directory().display()))?;
+        workload.send(&format!("vanish {} {each} {POOL}", parent.directory().display()))?;
         let made = loop {
             // Those that were read, by its own account: else nothing could have vanished meanwhile.
             read += looked_at(&agent, &parent)?;
@@ -44,12 +45,12 @@ fn ten_thousand_vanish_in_the_middle_of_every_read() -> Result<()> {
             }
         };
         time += start.elapsed();
-        expect::exactly("processes", json::count(&made, "processes")?, EACH)?;
+        expect::exactly("processes", json::count(&made, "processes")?, each)?;
         wait_until("all of them to be forgotten", PATIENCE, || Ok((told()? == told_before).then_some(())))?;
         resident.push(json::count(&agent.get("/v1/health")?, "cost.resident_bytes")?);
     }
-    ensure!(read > EACH, "only {read} looks at living ones were told: nothing vanished in the middle");
-    ensure!(time < Duration::from_secs(50) * slowness(), "{time:?} for {} of them", ROUNDS as u64 * EACH);
+    ensure!(read > each, "only {read} looks at living ones were told: nothing vanished in the middle");
+    ensure!(time < Duration::from_secs(50) * slowness(), "{time:?} for {} of them", ROUNDS as u64 * each);
     expect::exactly("complaints", agent.complaints(), Vec::new())?;
     let mut files = files_before.clone();
     wait_until("descriptors to be closed", PATIENCE, || {
@@ -60,7 +61,7 @@ fn ten_thousand_vanish_in_the_middle_of_every_read() -> Result<()> {
     // The allocator makes room in steps of megabytes, and gives it back when it likes. What is kept of a process and its cgroup
     // would take a KiB each in every round: one in which nothing grows shows that nothing is.
     let least = resident.windows(2).map(|rounds| rounds[1].saturating_sub(rounds[0])).min();
-    ensure!(least < Some(EACH * 256), "resident memory grows: {resident:?}");
+    ensure!(least < Some(each * 256), "resident memory grows: {resident:?}");
     drop(workload);
     agent.stop()
 }

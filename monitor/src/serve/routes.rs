@@ -225,7 +225,8 @@ async fn findings(State(shared): State<Shared>, given: Given) -> Result<Response
 
 async fn host(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
-    Ok(answer::document(&WholeHostView::of(&shared.snapshot())))
+    let snapshot = shared.snapshot();
+    Ok(answer::document(&WholeHostView::of(&snapshot).dated(&snapshot)))
 }
 
 async fn list<T: Selected>(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {

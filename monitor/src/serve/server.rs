@@ -16,7 +16,12 @@ use crate::{
     mark::Inbox,
     model::snapshot::Snapshot,
 };
-use axum::{Extension, Router, body::Bytes, http::StatusCode};
+use axum::{
+    Extension, Router,
+    body::{Body, Bytes},
+    http::StatusCode,
+};
+use futures_util::StreamExt as _;
 use hyper::server::conn::http1;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
@@ -41,6 +46,8 @@ const UNTRUSTED: Limits = Limits {
 };
 /// A client must have sent a request's head this long after it connected, or after the answer before.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// So much is read at most of what is refused anyway.
+const HEARD_BYTES: usize = 16 << 10;
 /// How long answers may take to end once the agent ends.
 const DRAIN: Duration = Duration::from_secs(2);
 /// How long to wait when nothing can be accepted, as without file descriptors.
@@ -208,7 +215,8 @@ async fn connection(
     mut shutdown: watch::Receiver<bool>,
 ) {
     let may_go_on = router.is_ok() && guard.is_none();
-    let router = router.unwrap_or_else(|problem| Router::new().fallback(|| async { problem }));
+    let router =
+        router.unwrap_or_else(|problem| Router::new().fallback(async |body: Body| refuse(body, problem).await));
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -233,6 +241,21 @@ async fn connection(
         // Clients that go in the middle of an answer, or never ask, are no concern of the operator's.
         log::debug!("a connection ended early: {error}");
     }
+}
+
+/// Tells why not, once all was said: who still writes to a connection that was closed does not get to read.
+async fn refuse(body: Body, problem: Problem) -> Problem {
+    let mut pieces = body.into_data_stream();
+    let heard = async {
+        let mut bytes = 0;
+        while let Some(Ok(piece)) = pieces.next().await
+            && bytes < HEARD_BYTES
+        {
+            bytes += piece.len();
+        }
+    };
+    let _ = timeout(HEAD_TIMEOUT, heard).await;
+    problem
 }
 
 impl Door for Listener {

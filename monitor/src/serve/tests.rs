@@ -600,6 +600,12 @@ async fn too_many_connections_are_told_so() {
     }
     let answer = server.ask("GET /v1/health").await;
     assert_eq!((answer.status, answer.kind.as_str()), (503, "application/problem+json"));
+    // Who is still saying what it wants is heard out, or it would never read why not.
+    let mut late = server.connect().await;
+    late.write_all(b"POST /v1/marks HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n\r\n").await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    late.write_all(b"{\"step\": 1}").await.unwrap();
+    assert_eq!(Answer::read(late).await.status, 503);
     drop(held);
     // Their places come free once the server has seen them go.
     timeout(Duration::from_secs(5), async {

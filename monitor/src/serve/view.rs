@@ -420,6 +420,9 @@ impl<'a> SnapshotView<'a> {
 /// The machine: what it publishes of itself, and what is counted of it.
 #[derive(Serialize)]
 pub(super) struct WholeHostView<'a> {
+    /// When it was so; none where it is part of what says that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time_ns: Option<BootTime>,
     #[serde(flatten)]
     published: Option<HostView>,
     #[serde(flatten)]
@@ -430,7 +433,12 @@ impl<'a> WholeHostView<'a> {
     /// Of a snapshot.
     pub(super) fn of(snapshot: &'a Snapshot) -> Self {
         let groups = Groups { groups: ALL_GROUPS, subject: &snapshot.host, context: Context::of(snapshot) };
-        Self { published: HostView::of(snapshot), groups }
+        Self { time_ns: None, published: HostView::of(snapshot), groups }
+    }
+
+    /// The same, to stand by itself.
+    pub(super) fn dated(self, snapshot: &Snapshot) -> Self {
+        Self { time_ns: Some(snapshot.time), ..self }
     }
 }
 
