@@ -98,7 +98,8 @@ impl Allocation {
     /// How it stands.
     pub fn report(&self) -> AllocationReport {
         let [mapped, heap, resident] = [&self.mapped, &self.heap, &self.resident].map(Track::growth);
-        let since = [mapped, heap, resident].into_iter().flatten().filter_map(|growth| growth.since).min_by(f64::total_cmp);
+        let since =
+            [mapped, heap, resident].into_iter().flatten().filter_map(|growth| growth.since).min_by(f64::total_cmp);
         AllocationReport { mapped, heap, resident, growing: since.is_some(), since }
     }
 }

@@ -118,11 +118,7 @@ impl Judge {
             bytes_per_hour: leak.bytes_per_hour,
             seconds_to_limit: self.seconds_to_limit(&leak),
             since: leak.since,
-            detectors: Detectors {
-                regression: self.regression.report(),
-                allocation: self.allocation.report(),
-                leak,
-            },
+            detectors: Detectors { regression: self.regression.report(), allocation: self.allocation.report(), leak },
         }
     }
 

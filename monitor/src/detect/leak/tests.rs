@@ -12,7 +12,10 @@ fn noise(x: f64) -> f64 {
 
 /// A life of so many hours, a point every `tick` seconds; memory in MiB by the time in seconds.
 fn life(hours: f64, tick: f64, memory: impl Fn(f64) -> f64) -> LeakReport {
-    live(&mut Leak::default(), hours, tick, |time| Point { working_set_bytes: (memory(time) * MIB) as u64, ..Point::default() })
+    live(&mut Leak::default(), hours, tick, |time| Point {
+        working_set_bytes: (memory(time) * MIB) as u64,
+        ..Point::default()
+    })
 }
 
 /// The same, with ten requests a second.
@@ -207,7 +210,9 @@ fn a_day_at_one_second_is_cheap_and_small() {
     }
     let mean = begin.elapsed() / 86_400;
     let bytes = size_of::<Leak>() + leak.levels.iter().map(super::Level::heap_bytes).sum::<usize>();
-    println!("a point costs {mean:?} on average and {slowest:?} at most; a subject is {bytes} bytes, and shared scratch");
+    println!(
+        "a point costs {mean:?} on average and {slowest:?} at most; a subject is {bytes} bytes, and shared scratch"
+    );
     assert!(bytes <= 16 << 10, "{bytes}");
     assert_eq!(leak.report().verdict, Verdict::Leak);
 }

@@ -92,7 +92,13 @@ impl Driver {
 
 impl Trend {
     /// Of a window's blocks. `drawdown` is the most that longer windows have seen given back, `is_leak` whether a leak was found before.
-    pub(super) fn of(blocks: &[Block], counts_requests: bool, drawdown: f64, is_leak: bool, scratch: &mut Vec<f64>) -> Self {
+    pub(super) fn of(
+        blocks: &[Block],
+        counts_requests: bool,
+        drawdown: f64,
+        is_leak: bool,
+        scratch: &mut Vec<f64>,
+    ) -> Self {
         let (Some(first), Some(last)) = (blocks.first(), blocks.last()) else { return Self::default() };
         if blocks.len() < BLOCKS_MIN {
             return Self::default();
@@ -114,7 +120,14 @@ impl Trend {
         trend
     }
 
-    fn judge(&mut self, blocks: &[Block], by_requests: bool, drawdown: f64, strict: &Strictness, scratch: &mut Vec<f64>) {
+    fn judge(
+        &mut self,
+        blocks: &[Block],
+        by_requests: bool,
+        drawdown: f64,
+        strict: &Strictness,
+        scratch: &mut Vec<f64>,
+    ) {
         let by_time = Growth::with(Driver::Time, blocks, by_requests, scratch);
         let by_requests = by_requests.then(|| Growth::with(Driver::Requests, blocks, true, scratch)).flatten();
         self.per_second = by_time.as_ref().map(|growth| growth.line.slope);
@@ -160,7 +173,7 @@ impl Growth {
         let mut follows_load = false;
         if counts_requests {
             let rates = rates(blocks);
-            let load = Load::of(&points, &rates);
+            let load = Load::of(driver, &points, &rates);
             follows_load = load.explains_all;
             for ((_, bytes), rate) in points.iter_mut().zip(&rates) {
                 *bytes -= load.bytes_per_rate * rate;
@@ -235,7 +248,7 @@ struct Load {
 
 impl Load {
     /// By least squares of y over x, over the rate, and over both.
-    fn of(points: &[(f64, f64)], rates: &[f64]) -> Self {
+    fn of(driver: Driver, points: &[(f64, f64)], rates: &[f64]) -> Self {
         let n = points.len() as f64;
         let mean = |value: &dyn Fn(usize) -> f64| (0..points.len()).map(value).sum::<f64>() / n;
         let (x, y) = (mean(&|i| points[i].0), mean(&|i| points[i].1));
@@ -254,8 +267,10 @@ impl Load {
             if separable { ((xy * rr - ry * xr) / apart, (ry * xx - xy * xr) / apart) } else { (0.0, 0.0) };
         let left_by_both = if separable { yy - growth * xy - load * ry } else { f64::INFINITY };
         let rate_explains = ry > 0.0 && left_by_rate < EXPLAINS * yy;
-        // Where both go up together nobody can tell which it is: the load has the benefit of the doubt.
-        let in_doubt = !separable && left_by_rate < IN_DOUBT * yy;
+        // Where both go up together nobody can tell which it is: the load has the benefit of the doubt. With time it may go up
+        // exactly alike; with requests, whose rate it is, it cannot, and what fits much better is believed.
+        let is_beaten = matches!(driver, Driver::Requests) && left_by_x < EXPLAINS * left_by_rate;
+        let in_doubt = !separable && left_by_rate < IN_DOUBT * yy && !is_beaten;
         if load > 0.0 && left_by_both < EXPLAINS * left_by_x.min(left_by_rate) {
             Self { bytes_per_rate: load, explains_all: false }
         } else if rate_explains && (in_doubt || left_by_rate <= left_by_x) {

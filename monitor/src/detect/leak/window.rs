@@ -81,7 +81,6 @@ impl Level {
         self.fresh = 0;
         self.blocks.make_contiguous()
     }
-
 }
 
 #[cfg(test)]
