@@ -6,7 +6,7 @@ mod subjects;
 
 pub(super) use csv::Malformed;
 
-use super::{exit, written};
+use super::{exit, settings::Source, written};
 use crate::{
     detect::{Judgement, Verdict},
     history::Recording,
@@ -41,6 +41,8 @@ Examples:
   monitor analyze --fail-on leak soak-test.csv         in CI: exits with 4 where something leaks
   monitor analyze --json soak-test.csv | jq '.subjects[] | select(.verdict == \"leak\")'")]
 pub(super) struct Arguments {
+    #[command(flatten)]
+    source: Source,
     /// CSV files, recordings, or directories of recordings.
     #[arg(value_name = "FILE", required = true)]
     files: Vec<PathBuf>,
@@ -58,8 +60,8 @@ enum FailOn {
     Growing,
 }
 
-pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let mut subjects = Subjects::default();
+pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let mut subjects = Subjects::new(arguments.source.load()?.config.regression);
     arguments.files.iter().try_for_each(|path| read(path, &mut subjects))?;
     if subjects.left_out > 0 {
         log::warn!("{} samples were not later than those before of their subject, and are left out", subjects.left_out);
@@ -152,7 +154,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.csv");
         fs::write(&path, table_text).unwrap();
-        let mut subjects = Subjects::default();
+        let mut subjects = Subjects::new(crate::config::Regression::default());
         read(&path, &mut subjects).unwrap();
         let judged: Vec<_> = subjects.judged().collect();
         (serde_json::from_str(&json(&judged).unwrap()).unwrap(), table(&judged))

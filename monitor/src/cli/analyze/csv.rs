@@ -137,6 +137,7 @@ fn time(text: &str) -> Result<(f64, bool), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::detect::Settings;
     use proptest::prelude::*;
     use std::fs;
 
@@ -147,7 +148,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.csv");
         fs::write(&path, text).unwrap();
-        let error = read(&path, &mut Subjects::default()).err()?;
+        let error = read(&path, &mut Subjects::new(Settings::default())).err()?;
         assert!(error.is::<Malformed>(), "{error:#}");
         Some(format!("{error:#}").replace(&path.display().to_string(), "FILE"))
     }

@@ -80,17 +80,54 @@ fn limit(snapshot: &Snapshot, tree: &Tree) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::serve::fixtures;
+    use crate::{
+        detect::Settings,
+        model::usage::{CgroupUsage, ProcessUsage, TreeUsage},
+        reading::{CgroupReading, MemoryReading, ProcessReading, Resident},
+        serve::fixtures,
+    };
+    use std::sync::Arc;
 
     #[test]
-    fn containers_and_trees_are_subjects() {
-        let mut subjects = Subjects::default();
-        tell(1.0, &fixtures::snapshot_with_memory(), &mut subjects);
+    fn a_container_is_one_subject_whatever_is_in_it() {
+        let mut snapshot = fixtures::snapshot_with_container();
+        let memory = MemoryReading {
+            current_bytes: 9 << 20,
+            inactive_file_bytes: Some(1 << 20),
+            anon_bytes: Some(5 << 20),
+            swap_bytes: Some(1 << 20),
+            ..MemoryReading::default()
+        };
+        let reading = CgroupReading { memory: Some(memory), ..CgroupReading::default() };
+        let usage = Arc::new(CgroupUsage { reading, ..CgroupUsage::default() });
+        let cgroup = Arc::make_mut(snapshot.cgroups.last_mut().unwrap());
+        cgroup.usage = Some(usage);
+        let point = container_point(7.0, cgroup).unwrap();
+        assert_eq!((point.working_set_bytes, point.anon_bytes), (8 << 20, Some(6 << 20)));
+        let inside = Cgroup { path: format!("{}/inside", cgroup.path).into(), ..cgroup.clone() };
+        snapshot.cgroups.push(Arc::new(inside));
+        let mut subjects = Subjects::new(Settings::default());
+        tell(7.0, &snapshot, &mut subjects);
         let names: Vec<_> = subjects.judged().map(|(name, ..)| name.to_owned()).collect();
-        assert!(names.iter().any(|name| name.starts_with("tree 10 ")), "{names:?}");
-        let mut subjects = Subjects::default();
-        tell(1.0, &fixtures::snapshot_with_container(), &mut subjects);
-        let inside = subjects.judged().filter(|(name, ..)| name.starts_with("container ")).count();
-        assert!(inside <= 1, "what is inside a container is not another one");
+        assert_eq!(names, ["container shop/web-0/nginx 9"]);
+    }
+
+    #[test]
+    fn a_tree_is_one_with_the_memory_of_its_processes_and_the_limit_of_its_cgroup() {
+        let mut snapshot = fixtures::snapshot_with_memory();
+        let resident = Resident { anon_bytes: 2 << 20, swap_bytes: 1 << 20, ..Resident::default() };
+        let reading = ProcessReading { resident: Some(resident), ..ProcessReading::default() };
+        let usage = Arc::new(ProcessUsage { reading, ..ProcessUsage::default() });
+        for process in &mut snapshot.processes {
+            Arc::make_mut(process).usage = Some(usage.clone());
+        }
+        let tree = snapshot.trees[0].clone();
+        let of_tree = snapshot.running().iter().filter(|process| process.tree == tree.root).count() as u64;
+        assert_eq!(anon_of_trees(&snapshot)[&tree.root], of_tree * (3 << 20));
+        assert_eq!(limit(&snapshot, &tree), Some(8 << 20));
+        let usage = Some(TreeUsage { resident_bytes: Some(5), ..TreeUsage::default() });
+        let point = tree_point(7.0, &Tree { usage, ..(*tree).clone() }, Some(3)).unwrap();
+        assert_eq!((point.working_set_bytes, point.anon_bytes), (5, Some(3)));
+        assert!(tree_point(7.0, &Tree { usage, running: 0, ..(*tree).clone() }, None).is_none());
     }
 }

@@ -4,8 +4,8 @@ use crate::detect::{Judge, Judgement, Point, Settings};
 use std::collections::HashMap;
 
 /// All subjects. Each is some 12 KiB at most, however long it is.
-#[derive(Default)]
 pub(super) struct Subjects {
+    settings: Settings,
     places: HashMap<String, usize>,
     all: Vec<Subject>,
     /// Points that were not later than the one before.
@@ -21,12 +21,17 @@ struct Subject {
 }
 
 impl Subjects {
+    /// None yet.
+    pub(super) fn new(settings: Settings) -> Self {
+        Self { settings, places: HashMap::new(), all: Vec::new(), left_out: 0 }
+    }
+
     /// Takes a point of a subject.
     pub(super) fn push(&mut self, name: &str, point: &Point, calendar: bool) {
         let place = match self.places.get(name) {
             Some(place) => *place,
             None => {
-                let judge = Judge::new(Settings::default());
+                let judge = Judge::new(self.settings);
                 self.all.push(Subject { name: name.to_owned(), judge, last_seconds: f64::NEG_INFINITY, calendar });
                 self.places.insert(name.to_owned(), self.all.len() - 1);
                 self.all.len() - 1
