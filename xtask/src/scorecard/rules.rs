@@ -63,7 +63,7 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, (x, bytes): (f64, f64), sign: f64) {
-        let y = bytes / (1 << 20) as f64;
+        let y = bytes / f64::from(1 << 20);
         self.n += sign;
         self.x += sign * x;
         self.y += sign * y;
