@@ -232,7 +232,7 @@ impl Agent {
             recorder,
             timeseries,
             marks: Marks::default(),
-            watch: Watch::default(),
+            watch: Watch::new(config.regression),
             resets: Arc::default(),
             report: Arc::new(report),
             lost_before: 0,

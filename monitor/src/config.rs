@@ -37,6 +37,8 @@ pub struct Config {
     pub log_interval: Option<u32>,
     /// What the block tells as an alert.
     pub thresholds: Thresholds,
+    /// How the document's leak detector judges.
+    pub regression: Regression,
     /// Whether to keep only the capabilities that counting takes, once attached.
     pub drop_capabilities: bool,
     /// The most talkative level the kernel programs may log at.
@@ -96,6 +98,23 @@ pub struct Thresholds {
     pub io_wait: f64,
     /// A GPU is hot above this temperature, in degrees Celsius.
     pub gpu_temp: u32,
+}
+
+/// How memory's growth with requests is judged, by the model server's document.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Regression {
+    /// Whether it is judged at all.
+    pub enabled: bool,
+    /// Samples that the line goes through.
+    pub window: u32,
+    /// More growth than this is a leak, in MB (1024 × 1024 bytes) per 1,000 requests.
+    pub threshold_mb_per_1k: f64,
+}
+
+impl Default for Regression {
+    fn default() -> Self {
+        Self { enabled: true, window: 100, threshold_mb_per_1k: 50.0 }
+    }
 }
 
 /// How exited processes are kept.
@@ -220,6 +239,7 @@ impl Default for Config {
                 io_wait: 0.3,
                 gpu_temp: 80,
             },
+            regression: Regression::default(),
             drop_capabilities: false,
             kernel_log: LevelFilter::Warn,
             exited: Exited { keep: Duration::from_secs(60), limit: 8192 },

@@ -6,6 +6,7 @@ mod ebpf;
 mod instrument;
 mod process;
 mod run;
+mod scorecard;
 mod test;
 mod vm;
 mod workspace;
@@ -31,6 +32,7 @@ Examples:
   cargo xtask ebpf --check                prove that those are what the sources build to
   cargo xtask vm --kernels 5.10,newest    the integration tests on those kernels, in virtual machines
   cargo xtask vm shell 6.1                a shell on that kernel
+  cargo xtask scorecard                   how well leaks are told from innocent growth
   cargo xtask bench slowdown --rounds 40  what a database or a compiler loses to the agent";
 
 #[derive(Subcommand)]
@@ -39,6 +41,7 @@ enum Command {
     Test(test::Options),
     Ebpf(ebpf::Options),
     Vm(vm::Options),
+    Scorecard(scorecard::Options),
     /// Measure what the agent costs; each benchmark fails when a limit is broken
     #[command(subcommand)]
     Bench(bench::Benchmark),
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Ebpf(options) => ebpf::run(&options),
         Command::Vm(options) => vm::run(&options),
+        Command::Scorecard(options) => scorecard::run(&options),
         Command::Bench(benchmark) => bench::run(&benchmark),
         Command::Sleeper => bench::sleep_and_work(),
         Command::Household(household) => bench::live(&household),

@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. Parse, build, run, exit code.
 
+mod analyze;
 mod config;
 mod doctor;
 mod findings;
@@ -17,6 +18,7 @@ mod exit {
     pub(super) const FAILED: u8 = 1;
     pub(super) const USAGE: u8 = 2;
     pub(super) const UNSUPPORTED: u8 = 3;
+    pub(super) const FOUND: u8 = 4;
 }
 
 /// Shows which processes and cgroups of this machine fault pages, map memory and wait for disks.
@@ -37,9 +39,11 @@ Examples:
   monitor query '/v1/events?follow=true'       what happens, as it happens
   monitor findings                             who leaks memory, how fast, and when it will be at its limit
   sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
+  monitor analyze night.rec                    whose memory leaked meanwhile
   monitor doctor                               what this kernel offers, and what is missing
 
-Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration; doctor: 3 this kernel can serve no source.";
+Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration; doctor: 3 this kernel can serve no source;
+analyze: 4 there is what --fail-on names.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -47,6 +51,7 @@ enum Command {
     Record(record::Arguments),
     Query(query::Arguments),
     Findings(findings::Arguments),
+    Analyze(analyze::Arguments),
     Doctor(doctor::Arguments),
     Config(config::Arguments),
 }
@@ -60,6 +65,7 @@ pub fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Query(arguments) => query::run(&arguments),
         Command::Findings(arguments) => findings::run(&arguments),
+        Command::Analyze(arguments) => analyze::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Config(arguments) => config::run(arguments),
     };
@@ -75,7 +81,9 @@ pub fn main() -> ExitCode {
 /// Which kind of failure an error is, by what lies at its root.
 fn exit_code(error: &anyhow::Error) -> u8 {
     let is_usage = |cause: &(dyn std::error::Error + 'static)| {
-        cause.is::<ConfigError>() || matches!(cause.downcast_ref(), Some(ClaimError::UnknownGroup { .. }))
+        cause.is::<ConfigError>()
+            || cause.is::<analyze::Malformed>()
+            || matches!(cause.downcast_ref(), Some(ClaimError::UnknownGroup { .. }))
     };
     if error.chain().any(is_usage) { exit::USAGE } else { exit::FAILED }
 }

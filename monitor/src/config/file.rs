@@ -42,7 +42,9 @@ impl Reader<'_> {
     }
 
     fn is_section(&self, name: &str) -> bool {
-        self.keys.iter().any(|key| key.section == Some(name))
+        let is_in =
+            |section: &str| section.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        self.keys.iter().filter_map(|key| key.section).any(is_in)
     }
 
     fn assign(&mut self, path: String, value: &DeValue<'_>, origin: Origin) -> Result<(), Error> {

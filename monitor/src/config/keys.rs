@@ -19,6 +19,8 @@ pub struct Key {
     pub name: &'static str,
     /// What it does, in one line.
     pub help: &'static str,
+    /// A variable of the environment that sets it besides [`Key::variable`], by the name that a document has for it.
+    pub other_variable: Option<&'static str>,
     place: Place,
 }
 
@@ -47,6 +49,8 @@ pub enum Slot<'a> {
     Ticks(&'a mut Option<u32>, RangeInclusive<u32>),
     /// A share, from 0 to 1.
     Ratio(&'a mut f64),
+    /// A number with a fraction.
+    Number(&'a mut f64, RangeInclusive<f64>),
     /// How many keys a map has room for.
     Capacity(&'a mut Option<u32>, RangeInclusive<u32>),
     /// A size in bytes.
@@ -70,7 +74,12 @@ pub fn keys() -> Vec<Key> {
 }
 
 fn general() -> Vec<Key> {
-    let key = |section, name, help, slot| Key { section, name, help, place: Place::General(slot) };
+    let key =
+        |section, name, help, slot| Key { section, name, help, other_variable: None, place: Place::General(slot) };
+    let drum = |name, help, variable, slot| Key {
+        other_variable: Some(variable),
+        ..key(Some("detectors.regression"), name, help, slot)
+    };
     vec![
         key(None, "socket", "where the socket appears", |c| Slot::Path(&mut c.socket)),
         key(None, "socket_group", "a group whose members may read, besides root", |c| Slot::Name(&mut c.socket_group)),
@@ -197,6 +206,21 @@ fn general() -> Vec<Key> {
         key(Some("record"), "keep", "how long what a directory holds is kept", |c| {
             Slot::Duration(&mut c.record.keep, HOUR / 60..=24 * 365 * HOUR)
         }),
+        drum(
+            "enabled",
+            "judge memory's growth with requests by a line through the last samples",
+            "DRUM_MEMORY_LEAK_ENABLED",
+            |c| Slot::Switch(&mut c.regression.enabled),
+        ),
+        drum("window", "how many samples the line goes through", "DRUM_MEMORY_LEAK_SAMPLE_WINDOW", |c| {
+            Slot::Count(&mut c.regression.window, 2..=10_000)
+        }),
+        drum(
+            "threshold_mb_per_1k",
+            "more growth is a leak, in MB (1024 × 1024 bytes) per 1,000 requests",
+            "DRUM_MEMORY_LEAK_THRESHOLD_MB",
+            |c| Slot::Number(&mut c.regression.threshold_mb_per_1k, 0.0..=1e6),
+        ),
         key(Some("metrics"), "top", "how many cgroups, trees, disks and so on have metrics of their own", |c| {
             Slot::Count(&mut c.metrics.top, 1..=1000)
         }),
@@ -211,7 +235,8 @@ fn general() -> Vec<Key> {
 
 fn of_source(source: Source) -> Vec<Key> {
     let section = Some(source.name());
-    let key = |name, help, slot| Key { section, name, help, place: Place::OfSource(source, slot) };
+    let key =
+        |name, help, slot| Key { section, name, help, other_variable: None, place: Place::OfSource(source, slot) };
     let mut keys = vec![
         key("enabled", "attach this source", |s| Slot::Switch(&mut s.enabled)),
         key("rung", "the only way of attaching to try; empty for the best that works", |s| Slot::Name(&mut s.rung)),
@@ -226,7 +251,7 @@ fn of_source(source: Source) -> Vec<Key> {
             Slot::RingBytes(&mut s.ring_bytes, 4096..=16 << 20)
         }));
     }
-    let general = |name, help, slot| Key { section, name, help, place: Place::General(slot) };
+    let general = |name, help, slot| Key { section, name, help, other_variable: None, place: Place::General(slot) };
     match source {
         Source::AddressSpace => {
             keys.push(general("large_call", "tell each call of at least this size as an event", |c| {
@@ -282,6 +307,7 @@ impl Slot<'_> {
             }
             // Zero is added so that none is negative.
             Self::Ratio(ratio) => *ratio = text.parse::<f64>().ok().filter(|n| (0.0..=1.0).contains(n))? + 0.0,
+            Self::Number(number, range) => *number = text.parse().ok().filter(|n| range.contains(n))? + 0.0,
             Self::Capacity(count, range) => *count = Some(text.parse().ok().filter(|n| range.contains(n))?),
             Self::Bytes(bytes, range) => *bytes = parse_bytes(text).ok().filter(|n| range.contains(n))?,
             Self::RingBytes(bytes, range) => {
@@ -306,7 +332,7 @@ impl Slot<'_> {
             Self::Switch(switch) => switch.to_string(),
             Self::Count(count, _) => count.to_string(),
             Self::Ticks(ticks, _) => ticks.map_or_else(|| AUTO.to_owned(), |ticks| ticks.to_string()),
-            Self::Ratio(ratio) => ratio.to_string(),
+            Self::Ratio(number) | Self::Number(number, _) => number.to_string(),
             Self::Capacity(count, _) => count.unwrap_or_default().to_string(),
             Self::Bytes(bytes, _) => show_bytes(**bytes),
             Self::RingBytes(bytes, _) => bytes.map(|bytes| show_bytes(bytes.into())).unwrap_or_default(),
@@ -328,6 +354,7 @@ impl Slot<'_> {
             }
             Self::Ticks(_, range) => format!("a number from {} to {}, or \"{AUTO}\"", range.start(), range.end()),
             Self::Ratio(_) => "a ratio from 0 to 1, such as 0.5".to_owned(),
+            Self::Number(_, range) => format!("a number from {} to {}, such as 2.5", range.start(), range.end()),
             Self::Bytes(_, range) => {
                 format!("a size from {} to {}, such as \"1MiB\"", show_bytes(*range.start()), show_bytes(*range.end()))
             }
@@ -350,6 +377,7 @@ impl Slot<'_> {
             Self::Count(..)
                 | Self::Ticks(..)
                 | Self::Ratio(_)
+                | Self::Number(..)
                 | Self::Capacity(..)
                 | Self::Bytes(..)
                 | Self::RingBytes(..)
@@ -358,7 +386,7 @@ impl Slot<'_> {
 
     /// Whether TOML writes the value as a number with a fraction.
     pub(super) const fn takes_fraction(&self) -> bool {
-        matches!(self, Self::Ratio(_))
+        matches!(self, Self::Ratio(_) | Self::Number(..))
     }
 
     /// Whether TOML writes the value as a bare word.
@@ -369,9 +397,12 @@ impl Slot<'_> {
     /// The value as TOML writes it.
     pub(super) fn toml(&self) -> String {
         match self {
-            Self::Switch(_) | Self::Count(..) | Self::Capacity(..) | Self::Ratio(_) | Self::Ticks(Some(_), _) => {
-                self.show()
-            }
+            Self::Switch(_)
+            | Self::Count(..)
+            | Self::Capacity(..)
+            | Self::Ratio(_)
+            | Self::Number(..)
+            | Self::Ticks(Some(_), _) => self.show(),
             _ => toml::Value::String(self.show()).to_string(),
         }
     }
@@ -382,7 +413,7 @@ impl Slot<'_> {
             Self::Switch(switch) => (**switch).into(),
             Self::Count(count, _) => (**count).into(),
             Self::Capacity(count, _) | Self::Ticks(count @ Some(_), _) => (**count).into(),
-            Self::Ratio(ratio) => (**ratio).into(),
+            Self::Ratio(number) | Self::Number(number, _) => (**number).into(),
             _ => self.show().into(),
         }
     }

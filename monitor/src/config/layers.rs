@@ -138,7 +138,8 @@ impl Effective {
                 section = key.section;
                 let _ = writeln!(text, "\n[{}]", section.unwrap_or_default());
             }
-            let _ = writeln!(text, "{line:width$}  # {origin}: {}", key.help);
+            let also = key.other_variable.map_or_else(String::new, |name| format!("; also by {name}"));
+            let _ = writeln!(text, "{line:width$}  # {origin}: {}{also}", key.help);
         }
         text
     }
@@ -148,16 +149,19 @@ impl Effective {
         let mut config = self.config.clone();
         let mut root = serde_json::Map::new();
         for (key, origin) in &self.keys {
-            let entry = serde_json::json!({
+            let mut entry = serde_json::json!({
                 "value": key.slot(&mut config).json(),
                 "origin": origin.to_string(),
                 "variable": key.variable(),
                 "help": key.help,
             });
-            let entries = match key.section {
-                None => Some(&mut root),
-                Some(section) => root.entry(section).or_insert_with(|| serde_json::Map::new().into()).as_object_mut(),
-            };
+            if let Some(name) = key.other_variable {
+                entry["other_variable"] = name.into();
+            }
+            let entries =
+                key.section.into_iter().flat_map(|section| section.split('.')).try_fold(&mut root, |map, part| {
+                    map.entry(part).or_insert_with(|| serde_json::Map::new().into()).as_object_mut()
+                });
             if let Some(entries) = entries {
                 entries.insert(key.name.to_owned(), entry);
             }
@@ -192,9 +196,10 @@ fn file_of(environment: &[(OsString, OsString)]) -> Option<PathBuf> {
     (!path.is_empty()).then(|| Path::new(path).to_owned())
 }
 
-/// The settings among the environment's variables.
+/// The settings among the environment's variables. Those by the names of documents come first, so that our own win.
 fn environment(environment: &[(OsString, OsString)], table: &[Key]) -> Result<Vec<Assignment>, Error> {
-    let mut assignments = Vec::new();
+    let mut assignments: Vec<_> =
+        environment.iter().filter_map(|(name, value)| by_other_name(name, value, table)).collect();
     for (name, value) in environment {
         let name = name.to_string_lossy();
         if !name.starts_with(PREFIX) || OTHER_VARIABLES.contains(&&*name) {
@@ -207,6 +212,13 @@ fn environment(environment: &[(OsString, OsString)], table: &[Key]) -> Result<Ve
         assignments.push(Assignment { path: key.path(), value: value.to_string_lossy().into_owned(), origin });
     }
     Ok(assignments)
+}
+
+/// The setting that a document's variable sets. There, "True" is as good as "true".
+fn by_other_name(name: &OsString, value: &OsString, table: &[Key]) -> Option<Assignment> {
+    let key = table.iter().find(|key| key.other_variable.is_some_and(|other| name == other))?;
+    let origin = Origin::Environment(name.to_string_lossy().into_owned());
+    Some(Assignment { path: key.path(), value: value.to_string_lossy().to_lowercase(), origin })
 }
 
 /// The error for a name that no setting has, with the nearest one that exists.

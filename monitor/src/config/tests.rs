@@ -273,6 +273,45 @@ fn json_has_values_origins_and_variables() {
     assert_eq!(json["block_io"]["slow"]["variable"], "MONITOR_BLOCK_IO_SLOW");
 }
 
+#[test]
+fn a_documents_variables_set_its_detector_and_ours_win() {
+    let drum = [
+        ("DRUM_MEMORY_LEAK_THRESHOLD_MB", "12.5"),
+        ("DRUM_MEMORY_LEAK_SAMPLE_WINDOW", "40"),
+        ("DRUM_MEMORY_LEAK_ENABLED", "False"),
+        ("DRUM_OTHER", "is somebody else's"),
+    ];
+    let regression = config("", &drum, &[]).regression;
+    assert_eq!((regression.enabled, regression.window, regression.threshold_mb_per_1k), (false, 40, 12.5));
+    let both = [drum[0], ("MONITOR_DETECTORS_REGRESSION_THRESHOLD_MB_PER_1K", "7")];
+    let file = "[detectors.regression]\nthreshold_mb_per_1k = 3\nwindow = 50";
+    let regression = config(file, &both, &[]).regression;
+    assert_eq!((regression.window, regression.threshold_mb_per_1k), (50, 7.0));
+    assert_eq!(
+        refusal("", &[("DRUM_MEMORY_LEAK_THRESHOLD_MB", "much")], &[]),
+        "DRUM_MEMORY_LEAK_THRESHOLD_MB: detectors.regression.threshold_mb_per_1k = \"much\" is refused: it takes a number from 0 to \
+         1000000, such as 2.5"
+    );
+}
+
+#[test]
+fn a_documents_variables_are_told() {
+    let (effective, _) = load("", &[], &["detectors.regression.threshold_mb_per_1k=0.5"]);
+    let effective = effective.unwrap();
+    let json = effective.to_json();
+    let threshold = &json["detectors"]["regression"]["threshold_mb_per_1k"];
+    assert_eq!(
+        (&threshold["value"], &threshold["other_variable"]),
+        (&0.5.into(), &"DRUM_MEMORY_LEAK_THRESHOLD_MB".into())
+    );
+    let shown = effective.to_toml();
+    assert!(
+        shown.contains("[detectors.regression]\n") && shown.contains("; also by DRUM_MEMORY_LEAK_ENABLED\n"),
+        "{shown}"
+    );
+    assert_eq!(config(&shown, &[], &[]), effective.config);
+}
+
 proptest! {
     #[test]
     fn no_file_is_a_panic_and_no_refusal_is_two_lines(text: String) {

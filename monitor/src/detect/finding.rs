@@ -199,15 +199,21 @@ fn rough(duration: Duration) -> String {
 impl Subject {
     /// As people call it.
     pub fn name(&self) -> String {
-        let of_container = |container: &Option<Arc<Container>>| {
-            container.as_ref().and_then(|container| container.name.as_ref()).map(|name| format!("container {name}"))
-        };
         match self {
             Self::Tree { root, command, container, .. } => {
-                let place = of_container(container).map(|name| format!(" in {name}")).unwrap_or_default();
-                format!("{} ({}){place}", shortened(command), root.tgid)
+                let place = container.as_ref().map(|container| format!(" in container {}", container.label()));
+                format!("{} ({}){}", shortened(command), root.tgid, place.unwrap_or_default())
             }
-            Self::Cgroup { path, container, .. } => of_container(container).unwrap_or_else(|| format!("cgroup {path}")),
+            Self::Cgroup { container: Some(container), .. } => format!("container {}", container.label()),
+            Self::Cgroup { path, .. } => format!("cgroup {path}"),
+        }
+    }
+
+    /// As tables call it: the same after a container was started anew under its name.
+    pub fn label(&self) -> String {
+        match self {
+            Self::Tree { root, command, .. } => format!("tree {} {}", root.tgid, shortened(command)),
+            Self::Cgroup { .. } => self.name(),
         }
     }
 }

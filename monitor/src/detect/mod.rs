@@ -21,4 +21,4 @@ pub use regression::{Regression, RegressionReport, Settings, Statistics};
 pub use reset::Resets;
 pub use slope::Estimate;
 pub use thresholds::{Alert, alerts};
-pub use watch::{Findings, Watch, Watching};
+pub use watch::{Findings, Key, Watch, Watching, each_subject};

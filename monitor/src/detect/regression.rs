@@ -4,6 +4,8 @@
 //! There, each sample is one request; here several may have passed between two. Subjects that count no requests have the same
 //! line against time, which is told but alerts nobody.
 
+pub use crate::config::Regression as Settings;
+
 use serde::Serialize;
 use std::collections::VecDeque;
 
@@ -13,23 +15,6 @@ const HOUR_SECONDS: f64 = 3600.0;
 const SAMPLES_MIN: usize = 20;
 /// From one alert that is counted to the next.
 const COOL_DOWN_SECONDS: f64 = 300.0;
-
-/// What can be set of it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Settings {
-    /// Whether it judges at all.
-    pub enabled: bool,
-    /// Samples that the line goes through.
-    pub window: u32,
-    /// More growth than this is a leak, in MB (1024 × 1024 bytes) per 1,000 requests.
-    pub threshold_mb_per_1k: f64,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self { enabled: true, window: 100, threshold_mb_per_1k: 50.0 }
-    }
-}
 
 /// The detector of one subject.
 #[derive(Clone, Debug)]

@@ -6,7 +6,7 @@
 use super::{
     finding::{self, Finding, Subject},
     judge::{Judge, Point},
-    regression,
+    regression::Settings,
 };
 use crate::{
     ids::{CgroupId, ProcessKey},
@@ -30,13 +30,16 @@ const POINTS_EACH: u32 = 5;
 /// The judges of all subjects.
 #[derive(Debug, Default)]
 pub struct Watch {
-    settings: regression::Settings,
+    settings: Settings,
     subjects: HashMap<Key, Watched>,
 }
 
+/// Which subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Key {
+pub enum Key {
+    /// The tree of this root.
     Tree(ProcessKey),
+    /// This cgroup.
     Cgroup(CgroupId),
 }
 
@@ -72,7 +75,7 @@ pub struct Watching {
 
 impl Watch {
     /// Nothing seen yet.
-    pub fn new(settings: regression::Settings) -> Self {
+    pub fn new(settings: Settings) -> Self {
         Self { settings, ..Self::default() }
     }
 
@@ -83,22 +86,10 @@ impl Watch {
             self.subjects.remove(&Key::Tree(tree.root.key()));
             self.subjects.remove(&Key::Cgroup(tree.cgroup));
         }
-        let limits: HashMap<CgroupId, u64> =
-            snapshot.cgroups.iter().filter_map(|cgroup| Some((cgroup.id, limit(cgroup)?))).collect();
         let mut left_out = 0;
-        for tree in snapshot.trees.iter().filter(|tree| tree.running > 0) {
-            if let Some(point) = tree_point(tree, snapshot.time) {
-                let point = Point { limit_bytes: limits.get(&tree.cgroup).copied(), ..point };
-                left_out +=
-                    usize::from(!self.watch(Key::Tree(tree.root.key()), &point, snapshot, || tree_subject(tree)));
-            }
-        }
-        for cgroup in snapshot.cgroups.iter().filter(|cgroup| is_subject(cgroup)) {
-            if let Some(point) = cgroup_point(cgroup, snapshot.time) {
-                left_out +=
-                    usize::from(!self.watch(Key::Cgroup(cgroup.id), &point, snapshot, || cgroup_subject(cgroup)));
-            }
-        }
+        each_subject(snapshot, |key, point, subject| {
+            left_out += usize::from(!self.watch(key, &point, snapshot, subject));
+        });
         self.subjects.retain(|_, watched| watched.snapshot == snapshot.number);
         let mut findings: Vec<_> =
             self.subjects.iter().flat_map(|(key, watched)| watched.findings.iter().map(move |f| (*key, f))).collect();
@@ -109,7 +100,7 @@ impl Watch {
     }
 
     /// Gives a subject's judge a point. Whether there was room for it.
-    fn watch(&mut self, key: Key, point: &Point, snapshot: &Snapshot, subject: impl FnOnce() -> Subject) -> bool {
+    fn watch(&mut self, key: Key, point: &Point, snapshot: &Snapshot, subject: &dyn Fn() -> Subject) -> bool {
         if !self.subjects.contains_key(&key) {
             if size(point) < LEAST_BYTES {
                 return true;
@@ -138,6 +129,29 @@ impl Watch {
 
 fn size(point: &Point) -> u64 {
     point.anon_bytes.unwrap_or(point.working_set_bytes)
+}
+
+/// Every subject of a snapshot whose memory is known, with how it stands and what it is.
+pub fn each_subject(snapshot: &Snapshot, mut take: impl FnMut(Key, Point, &dyn Fn() -> Subject)) {
+    let limits: HashMap<CgroupId, u64> =
+        snapshot.cgroups.iter().filter_map(|cgroup| Some((cgroup.id, limit(cgroup)?))).collect();
+    for tree in snapshot.trees.iter().filter(|tree| tree.running > 0) {
+        if let Some(point) = tree_point(tree, snapshot.time) {
+            let point = Point { limit_bytes: limits.get(&tree.cgroup).copied(), ..point };
+            take(Key::Tree(tree.root.key()), point, &|| tree_subject(tree));
+        }
+    }
+    let mut above: Option<&Cgroup> = None;
+    // In order of path, so that what is inside a container or service comes after it.
+    for cgroup in snapshot.cgroups.iter().filter(|cgroup| is_subject(cgroup)) {
+        if above.is_some_and(|above| cgroup.path.strip_prefix(&*above.path).is_some_and(|rest| rest.starts_with('/'))) {
+            continue;
+        }
+        above = Some(cgroup);
+        if let Some(point) = cgroup_point(cgroup, snapshot.time) {
+            take(Key::Cgroup(cgroup.id), point, &|| cgroup_subject(cgroup));
+        }
+    }
 }
 
 /// Containers' and services' own cgroups: those above them are sums of others.
@@ -201,7 +215,12 @@ fn cgroup_subject(cgroup: &Cgroup) -> Subject {
 #[cfg(test)]
 mod tests {
     use super::{super::finding::Severity, *};
-    use crate::{ids::Tgid, serve::fixtures};
+    use crate::{
+        ids::Tgid,
+        model::usage::{CgroupUsage, TreeUsage},
+        reading::{CgroupReading, MemoryReading},
+        serve::fixtures,
+    };
 
     fn leaks(findings: &Findings) -> Vec<(Severity, String)> {
         let leaks = findings.findings.iter().filter(|finding| finding.detector == "leak");
@@ -247,5 +266,47 @@ mod tests {
         };
         let mut watch = Watch::default();
         assert_eq!(watch.take(&crowd(0), &[]).watched, Watching { watched: MOST_SUBJECTS, left_out: 3 });
+    }
+
+    #[test]
+    fn a_container_is_one_subject_whatever_is_in_it() {
+        let mut snapshot = fixtures::snapshot_with_container();
+        let memory = MemoryReading {
+            current_bytes: 9 << 20,
+            inactive_file_bytes: Some(1 << 20),
+            anon_bytes: Some(5 << 20),
+            swap_bytes: Some(1 << 20),
+            ..MemoryReading::default()
+        };
+        let reading = CgroupReading { memory: Some(memory), ..CgroupReading::default() };
+        let cgroup = Arc::make_mut(snapshot.cgroups.last_mut().unwrap());
+        cgroup.usage = Some(Arc::new(CgroupUsage { reading, ..CgroupUsage::default() }));
+        cgroup.running = 1;
+        let inside = Cgroup { path: format!("{}/inside", cgroup.path).into(), ..cgroup.clone() };
+        snapshot.cgroups.push(Arc::new(inside));
+        let mut told = Vec::new();
+        each_subject(&snapshot, |key, point, subject| {
+            if matches!(key, Key::Cgroup(_)) {
+                told.push((subject().label(), point.working_set_bytes, point.anon_bytes));
+            }
+        });
+        assert_eq!(told, [("container shop/web-0/nginx".to_owned(), 8 << 20, Some(6 << 20))]);
+    }
+
+    #[test]
+    fn a_tree_has_the_memory_of_its_processes_and_the_limit_of_its_cgroup() {
+        let mut snapshot = fixtures::snapshot_with_memory();
+        let resident_bytes = Some(9);
+        let usage = TreeUsage { resident_bytes, anon_bytes: Some(5), swap_bytes: Some(2), ..TreeUsage::default() };
+        let limited = snapshot.cgroups.iter().find(|cgroup| limit(cgroup) == Some(8 << 20)).unwrap().id;
+        let tree = Arc::make_mut(&mut snapshot.trees[0]);
+        (tree.usage, tree.cgroup) = (Some(usage), limited);
+        let mut told = Vec::new();
+        each_subject(&snapshot, |key, point, _| {
+            if key == Key::Tree(snapshot.trees[0].root.key()) {
+                told.push((point.working_set_bytes, point.anon_bytes, point.limit_bytes));
+            }
+        });
+        assert_eq!(told, [(9, Some(7), Some(8 << 20))]);
     }
 }

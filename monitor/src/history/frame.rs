@@ -18,7 +18,7 @@ const SYNC: [u8; 8] = [0xf7, b'm', b'r', 0xf1, 0xc3, b'f', b'r', 0x8d];
 /// LZ4's matches reach no further back.
 const WINDOW_BYTES: usize = 64 << 10;
 /// The longest first line.
-const TITLE_BYTES: usize = 128;
+pub(super) const TITLE_BYTES: usize = 128;
 /// LZ4 never makes less than 1/255 of anything.
 const LZ4_MOST: u64 = 256;
 

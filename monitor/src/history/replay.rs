@@ -64,6 +64,19 @@ impl Recorded {
 }
 
 impl Recording {
+    /// Whether there is a recording, or a directory that may hold some.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn is_at(path: &Path) -> io::Result<bool> {
+        if path.is_dir() {
+            return Ok(true);
+        }
+        let mut beginning = Vec::new();
+        File::open(path)?.take(frame::TITLE_BYTES as u64).read_to_end(&mut beginning)?;
+        Ok(frame::parse_title(&beginning).is_some())
+    }
+
     /// Looks through a file, or all segments of a directory.
     ///
     /// # Errors
@@ -96,15 +109,39 @@ impl Recording {
         let chapter = || self.frames[..end].iter().rposition(|frame| frame.head.is_checkpoint());
         let start = if whole { 0 } else { chapter().unwrap_or_default() };
         let mut player = Player::new();
+        self.play(&self.frames[start..=end], &mut player, |_, _| ())?;
+        player.recorded().ok_or_else(|| self.nothing_there())
+    }
+
+    /// Goes through all snapshots from the beginning on, each with its wall time in nanoseconds since 1970.
+    ///
+    /// # Errors
+    /// It cannot be read, or what is written is not understood.
+    pub fn for_each_snapshot(&self, mut look: impl FnMut(u64, &Snapshot)) -> Result<(), Error> {
+        self.play(&self.frames, &mut Player::new(), |player, time_ns| {
+            if let (Some(time_ns), Some(snapshot)) = (time_ns, player.snapshot.take()) {
+                look(time_ns, &snapshot);
+            }
+        })
+    }
+
+    /// Plays frames, and after each lets somebody look, with the time of the snapshot that the frame ends with.
+    fn play(
+        &self,
+        frames: &[Frame],
+        player: &mut Player,
+        mut after: impl FnMut(&mut Player, Option<u64>),
+    ) -> Result<(), Error> {
         let mut bytes = Vec::new();
-        for frame in &self.frames[start..=end] {
+        for frame in frames {
             let (path, file) = &self.files[frame.file];
             bytes.resize(frame.head.frame_bytes(), 0);
             let read = file.read_exact_at(&mut bytes, frame.offset);
             read.map_err(|source| Error::Read { path: path.clone(), source })?;
             player.play(&bytes).map_err(|reason| Error::Content { path: path.clone(), reason })?;
+            after(player, frame.head.time_ns());
         }
-        player.recorded().ok_or_else(|| self.nothing_there())
+        Ok(())
     }
 
     fn look_through(&mut self, path: &Path) -> Result<(), Error> {

@@ -6,7 +6,7 @@ mod resources;
 mod text;
 pub mod timeseries;
 
-pub(crate) use text::harmless;
+pub(crate) use text::{fit, harmless};
 
 /// Whether the user has not asked for output without colours (<https://no-color.org>).
 pub(crate) fn wants_colour() -> bool {

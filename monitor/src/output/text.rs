@@ -1,7 +1,7 @@
 //! Text from outside made fit for a terminal: process names are chosen by whoever runs the process.
 
 /// Replaces what would move the cursor or change the direction of reading, and cuts to at most `width` columns.
-pub(super) fn fit(text: &str, width: usize) -> String {
+pub(crate) fn fit(text: &str, width: usize) -> String {
     let clean = harmless(text);
     if columns(&clean) <= width {
         return clean;

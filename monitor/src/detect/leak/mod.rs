@@ -32,6 +32,9 @@ const SECONDS_ENOUGH: f64 = 3600.0;
 /// A life that inherits a leak is judged by itself once it is so many times as old as the leak took to be found.
 const PATIENCE: f64 = 1.5;
 
+/// As little above what an earlier life reached is as good as that.
+const REACHED_MARGIN: f64 = 0.02;
+
 /// What becomes of a subject's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -44,6 +47,18 @@ pub enum Verdict {
     Stable,
     /// Too little is known.
     Insufficient,
+}
+
+impl Verdict {
+    /// As JSON and tables have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Leak => "leak",
+            Self::Growing => "growing",
+            Self::Stable => "stable",
+            Self::Insufficient => "insufficient",
+        }
+    }
 }
 
 /// What decided a verdict.
@@ -66,6 +81,8 @@ pub enum Reason {
     WorkingSetOnly,
     /// Steady growth.
     Steady,
+    /// Growth after a restart, to where memory stood when it did not grow any more before.
+    ReachedBefore,
     /// Steady growth before a restart, and too little after it to say otherwise.
     BeforeRestart,
 }
@@ -106,6 +123,8 @@ pub struct Leak {
     counts_requests: bool,
     report: LeakReport,
     inherited: Option<Inherited>,
+    /// Where memory stood at the end of an earlier life in which it did not grow any more.
+    reached: Option<f64>,
     restarts_total: u64,
 }
 
@@ -141,6 +160,7 @@ impl Default for Leak {
             counts_requests: false,
             report,
             inherited: None,
+            reached: None,
             restarts_total: 0,
         }
     }
@@ -193,7 +213,9 @@ impl Leak {
         };
         let LeakReport { verdict, since, leaks_total, .. } = self.report;
         let restarts_total = self.restarts_total + 1;
-        *self = Self { inherited, restarts_total, ..Self::default() };
+        let stood = self.last.filter(|_| verdict == Verdict::Stable).map(|last| last.bytes);
+        let reached = [stood, self.reached].into_iter().flatten().reduce(f64::max);
+        *self = Self { inherited, reached, restarts_total, ..Self::default() };
         self.report.leaks_total = leaks_total;
         self.report.since = time;
         if inherited.is_some() && verdict == Verdict::Leak {
@@ -232,7 +254,14 @@ impl Leak {
         } else {
             self.of_trends(age)
         };
+        let reached = self.reached.is_some_and(|reached| last.bytes <= reached * (1.0 + REACHED_MARGIN));
         match self.inherited {
+            None if reached && report.verdict == Verdict::Leak => LeakReport {
+                verdict: Verdict::Growing,
+                reason: Reason::ReachedBefore,
+                confidence: report.confidence - 0.5,
+                ..report
+            },
             Some(inherited) if report.verdict != Verdict::Leak => {
                 LeakReport { reason: Reason::BeforeRestart, ..inherited.report }
             }

@@ -15,8 +15,6 @@ const ENDED: f64 = 0.25;
 const RATE_REACH: usize = 2;
 /// What two variables leave unexplained must be less than this share of what one leaves, for the second to be believed.
 const EXPLAINS: f64 = 0.5;
-/// What the rate leaves unexplained must be less than this share, where it cannot be told apart from growth.
-const IN_DOUBT: f64 = 0.2;
 /// Two variables with a larger share in common (r²) cannot be told apart.
 const IN_COMMON_MAX: f64 = 0.95;
 
@@ -172,10 +170,10 @@ impl Growth {
         let mut points: Vec<_> = blocks.iter().map(|block| (driver.of(block), block.bytes)).collect();
         let mut follows_load = false;
         if counts_requests {
-            let rates = rates(blocks);
-            let load = Load::of(&points, &rates);
+            let rates = Rates::of(blocks, scratch);
+            let load = Load::of(driver, &points, &rates);
             follows_load = load.explains_all;
-            for ((_, bytes), rate) in points.iter_mut().zip(&rates) {
+            for ((_, bytes), (_, rate)) in points.iter_mut().zip(&rates.points) {
                 *bytes -= load.bytes_per_rate * rate;
             }
         }
@@ -247,45 +245,97 @@ struct Load {
 }
 
 impl Load {
-    /// By least squares of y over x, over the rate, and over both.
-    fn of(points: &[(f64, f64)], rates: &[f64]) -> Self {
-        let n = points.len() as f64;
-        let mean = |value: &dyn Fn(usize) -> f64| (0..points.len()).map(value).sum::<f64>() / n;
-        let (x, y) = (mean(&|i| points[i].0), mean(&|i| points[i].1));
-        let r = mean(&|i| rates[i]);
-        let of = |a: &dyn Fn(usize) -> f64, b: &dyn Fn(usize) -> f64| mean(&|i| a(i) * b(i));
-        let (dx, dy, dr) = (|i: usize| points[i].0 - x, |i: usize| points[i].1 - y, |i: usize| rates[i] - r);
-        let (xx, rr, yy) = (of(&dx, &dx), of(&dr, &dr), of(&dy, &dy));
-        let (xy, ry, xr) = (of(&dx, &dy), of(&dr, &dy), of(&dx, &dr));
+    /// By least squares of memory over the driver, over the rate, and over both.
+    fn of(driver: Driver, points: &[(f64, f64)], rates: &Rates) -> Self {
+        let over_driver = Squares::of(points.iter().copied());
+        let over_rate = Squares::of(rates.points.iter().zip(points).map(|((_, rate), (_, bytes))| (*rate, *bytes)));
+        let between = Squares::of(points.iter().zip(&rates.points).map(|((x, _), (_, rate))| (*x, *rate)));
+        let (xx, rr, yy) = (over_driver.xx, over_rate.xx, over_driver.yy);
+        let (xy, ry, xr) = (over_driver.xy, over_rate.xy, between.xy);
         if xx <= 0.0 || rr <= 0.0 || yy <= 0.0 {
             return Self::default();
         }
-        let (left_by_x, left_by_rate) = (yy - xy * xy / xx, yy - ry * ry / rr);
+        let (left_by_x, left_by_rate) = (over_driver.left(), over_rate.left());
         let apart = xx * rr - xr * xr;
         let separable = apart > (1.0 - IN_COMMON_MAX) * xx * rr;
-        let (growth, load) =
-            if separable { ((xy * rr - ry * xr) / apart, (ry * xx - xy * xr) / apart) } else { (0.0, 0.0) };
+        let (growth, load) = ((xy * rr - ry * xr) / apart, (ry * xx - xy * xr) / apart);
         let left_by_both = if separable { yy - growth * xy - load * ry } else { f64::INFINITY };
-        let rate_explains = ry > 0.0 && left_by_rate < EXPLAINS * yy;
-        // Where both go up together nobody can tell which it is: the load has the benefit of the doubt.
-        let in_doubt = !separable && left_by_rate < IN_DOUBT * yy;
+        let explains = ry > 0.0 && left_by_rate < EXPLAINS * yy && left_by_rate <= left_by_x;
         if load > 0.0 && left_by_both < EXPLAINS * left_by_x.min(left_by_rate) {
             Self { bytes_per_rate: load, explains_all: false }
-        } else if rate_explains && (in_doubt || left_by_rate <= left_by_x) {
+        } else if explains || Self::is_in_doubt(driver, points, rates, &over_driver) {
             Self { bytes_per_rate: 0.0, explains_all: true }
         } else {
             Self::default()
         }
     }
+
+    /// Where the rate rises at least by as large a share as memory, memory may do no more than go with it, however badly the rate of a
+    /// few requests is known: the load has the benefit of the doubt. Not where memory bends upwards as only the sum of the requests does.
+    fn is_in_doubt(driver: Driver, points: &[(f64, f64)], rates: &Rates, over_driver: &Squares) -> bool {
+        let bends = || {
+            let over_time = Squares::of(rates.points.iter().zip(points).map(|((time, _), (_, bytes))| (*time, *bytes)));
+            matches!(driver, Driver::Requests) && over_driver.left() < EXPLAINS * over_time.left()
+        };
+        rates.growth > 0.0 && over_driver.growth(points) <= rates.growth && !bends()
+    }
 }
 
-/// Requests a second around each block.
-fn rates(blocks: &[Block]) -> Vec<f64> {
-    let around = |i: usize| {
-        let (from, to) = (&blocks[i.saturating_sub(RATE_REACH)], &blocks[(i + RATE_REACH).min(blocks.len() - 1)]);
-        (to.requests - from.requests) / (to.time - from.time).max(f64::MIN_POSITIVE)
-    };
-    (0..blocks.len()).map(around).collect()
+/// Requests a second, by time.
+struct Rates {
+    points: Vec<(f64, f64)>,
+    /// By which share of the first they rise; zero where that is not sure.
+    growth: f64,
+}
+
+impl Rates {
+    fn of(blocks: &[Block], scratch: &mut Vec<f64>) -> Self {
+        let around = |i: usize| {
+            let from = &blocks[i.saturating_sub(RATE_REACH)];
+            let to = &blocks[(i + RATE_REACH).min(blocks.len() - 1)];
+            (blocks[i].time, (to.requests - from.requests) / (to.time - from.time).max(f64::MIN_POSITIVE))
+        };
+        let points: Vec<_> = (0..blocks.len()).map(around).collect();
+        let rises = slope::line(&points, scratch).is_some_and(|line| line.slope.low > 0.0);
+        let growth = if rises { Squares::of(points.iter().copied()).growth(&points) } else { 0.0 };
+        Self { points, growth }
+    }
+}
+
+/// Mean squares and products of differences from the mean.
+struct Squares {
+    xx: f64,
+    xy: f64,
+    yy: f64,
+    y_mean: f64,
+}
+
+impl Squares {
+    fn of(points: impl Iterator<Item = (f64, f64)> + Clone) -> Self {
+        let n = points.clone().count() as f64;
+        let mean = |value: fn((f64, f64)) -> f64| points.clone().map(value).sum::<f64>() / n;
+        let (x_mean, y_mean) = (mean(|point| point.0), mean(|point| point.1));
+        let (mut xx, mut xy, mut yy) = (0.0, 0.0, 0.0);
+        for (x, y) in points {
+            let (dx, dy) = (x - x_mean, y - y_mean);
+            xx += dx * dx / n;
+            xy += dx * dy / n;
+            yy += dy * dy / n;
+        }
+        Self { xx, xy, yy, y_mean }
+    }
+
+    /// What a line leaves unexplained of y.
+    fn left(&self) -> f64 {
+        (self.yy - self.xy * self.xy / self.xx).max(0.0)
+    }
+
+    /// By which share of its beginning the line rises over the points.
+    fn growth(&self, points: &[(f64, f64)]) -> f64 {
+        let (Some(first), Some(last)) = (points.first(), points.last()) else { return 0.0 };
+        let rise = self.xy / self.xx * (last.0 - first.0);
+        rise / (self.y_mean - rise / 2.0).max(f64::MIN_POSITIVE)
+    }
 }
 
 /// Whether growth slows down and is not done with that: a warm-up's steep beginning before a steady growth is.
