@@ -285,6 +285,7 @@ const fn owner_maps(source: Source) -> &'static [&'static str] {
         Source::PageFault => &["PAGE_FAULTS"],
         Source::AddressSpace => &["ADDRESS_SPACES", "HEAPS"],
         Source::BlockIo => &["ACCOUNTS", "KEYS", "FREE"],
+        Source::Requests => &["REQUESTS"],
         Source::Lifecycle => &[],
     }
 }
