@@ -74,7 +74,8 @@ pub const fn map_bytes(cpus: u32) -> u64 {
         + hash_bytes(BLOCK_IO_OVERFLOW, size_of::<u64>(), size_of::<block_io::Request>())
         + ((cpus as u64 * size_of::<block_io::Thread>() as u64) << block_io::THREADS_BITS)
         + hash_bytes(BLOCK_IO_DURABLE, size_of::<u64>(), size_of::<block_io::Submission>())
-        + hash_bytes(REQUESTS_OWNERS, owner, size_of::<requests::Totals>())
+        + REQUESTS_OWNERS as u64 * (size_of::<requests::Account>() + size_of::<u32>()) as u64
+        + hash_bytes(REQUESTS_OWNERS, owner, size_of::<u32>())
         + ring_bytes(ADDRESS_SPACE_RING_BYTES)
         + ring_bytes(BLOCK_IO_RING_BYTES)
         + ring_bytes(LIFECYCLE_RING_BYTES)

@@ -125,6 +125,8 @@ offsets! {
     SOCK_FAMILY;
     /// `sock.sk_type`
     SOCK_TYPE;
+    /// `sock.sk_bpf_storage`
+    SOCK_BPF_STORAGE;
     /// `unix_sock.addr`; absent where Unix sockets are in a module.
     UNIX_SOCK_ADDR;
     /// `unix_address.refcnt.refs.counter`

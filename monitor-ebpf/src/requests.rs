@@ -13,18 +13,18 @@
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE},
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST, BPF_SK_STORAGE_GET_F_CREATE},
     btf_maps::SkStorage,
     cty::c_void,
     helpers::generated::{bpf_sk_storage_get, bpf_skc_to_unix_sock},
     macros::{btf_map, btf_tracepoint, map},
-    maps::HashMap,
+    maps::{Array, HashMap, Queue},
     programs::BtfTracePointContext,
 };
 use aya_log_ebpf::warn;
 use monitor_common::{
     Owner, limits,
-    requests::{Socket, Totals, phase},
+    requests::{Account, Socket, Totals, phase},
 };
 use monitor_ebpf::{
     counter,
@@ -32,9 +32,15 @@ use monitor_ebpf::{
     lose, owner,
 };
 
-/// Totals of every owner.
+/// Counters of every owner. User space maps them into its memory.
 #[map]
-static REQUESTS: HashMap<Owner, Totals> = HashMap::with_max_entries(limits::REQUESTS_OWNERS, 0);
+static ACCOUNTS: Array<Account> = Array::with_max_entries(limits::REQUESTS_OWNERS, BPF_F_MMAPABLE);
+/// The open accounts, by whose they are.
+#[map]
+static KEYS: HashMap<Owner, u32> = HashMap::with_max_entries(limits::REQUESTS_OWNERS, 0);
+/// Those that can be opened.
+#[map]
+static FREE: Queue<u32> = Queue::with_max_entries(limits::REQUESTS_OWNERS, 0);
 /// Accepted sockets.
 #[btf_map]
 static SOCKETS: SkStorage<Socket> = SkStorage::new();
@@ -63,7 +69,7 @@ pub fn requests_state(ctx: BtfTracePointContext) -> i32 {
         // Nothing can be sent any more.
         if let Some(socket) = find(ctx.arg(0)) {
             // SAFETY: the socket's own value.
-            unsafe { give_up(socket, phase::IDLE) };
+            unsafe { give_up(socket, phase::CLOSED) };
         }
     }
     0
@@ -78,19 +84,16 @@ pub fn requests_received(ctx: BtfTracePointContext) -> i32 {
         return 0;
     }
     let Some(socket) = find(ctx.arg(0)).or_else(|| first_seen(&ctx)) else { return 0 };
-    // SAFETY: the socket's own value, and a value of the map.
+    // SAFETY: the socket's own value, and one of the map.
     unsafe {
         if bytes == 0 {
             give_up(socket, phase::CLOSED);
             return 0;
         }
-        let owner = owner::current();
-        let Some(totals) = totals(&ctx, &owner) else { return 0 };
+        let Some(totals) = totals(&ctx, socket) else { return 0 };
         counter::add(&raw mut (*totals).received_bytes, bytes as u64);
-        open(socket, totals);
         if (*socket).phase != phase::RECEIVED {
             (*socket).phase = phase::RECEIVED;
-            (*socket).owner = owner;
             counter::add(&raw mut (*totals).begun, 1);
             raise_peak(totals);
         }
@@ -106,23 +109,19 @@ pub fn requests_sent(ctx: BtfTracePointContext) -> i32 {
         if bytes == -EPIPE || bytes == -ECONNRESET {
             if let Some(socket) = find(ctx.arg(0)) {
                 // SAFETY: the socket's own value.
-                unsafe { give_up(socket, phase::IDLE) };
+                unsafe { give_up(socket, phase::CLOSED) };
             }
         }
         return 0;
     }
     let Some(socket) = find(ctx.arg(0)).or_else(|| first_seen(&ctx)) else { return 0 };
-    let owner = owner::current();
-    let Some(totals) = totals(&ctx, &owner) else { return 0 };
-    // SAFETY: the socket's own value, and a value of the map.
+    // SAFETY: the socket's own value, and one of the map.
     unsafe {
+        let Some(totals) = totals(&ctx, socket) else { return 0 };
         counter::add(&raw mut (*totals).sent_bytes, bytes as u64);
-        open(socket, totals);
-        let is_own = (*socket).phase == phase::RECEIVED && (*socket).owner == owner;
         if (*socket).phase != phase::IDLE {
-            if !is_own {
-                // Another process has received it, or nobody was thought to answer: it is this one's from now on.
-                give_up(socket, phase::IDLE);
+            if (*socket).phase == phase::CLOSED {
+                // Nobody was thought to answer it, or another process had received it.
                 counter::add(&raw mut (*totals).begun, 1);
             }
             (*socket).phase = phase::IDLE;
@@ -135,6 +134,13 @@ pub fn requests_sent(ctx: BtfTracePointContext) -> i32 {
 /// A socket's value, where it was accepted.
 #[inline(always)]
 fn find(socket: *const c_void) -> Option<*mut Socket> {
+    // Most sockets of a machine have no storage of any kind, and are spared the call.
+    // SAFETY: a tracepoint's socket.
+    let known = fields::SOCK_BPF_STORAGE.load() == fields::ABSENT
+        || unsafe { Kernel(socket as u64).typed_read::<u64>(&fields::SOCK_BPF_STORAGE) } != 0;
+    if !known {
+        return None;
+    }
     storage(socket, core::ptr::null_mut(), 0)
 }
 
@@ -180,19 +186,80 @@ fn first_seen(ctx: &BtfTracePointContext) -> Option<*mut Socket> {
     accepted(ctx, ctx.arg(0))
 }
 
-/// Counts a connection when something is first transferred on it.
+/// The counters of who is running, for what it transfers on a socket.
 ///
 /// # Safety
-/// Both must be values of their maps.
+/// `socket` must be a value of the map.
 #[inline(always)]
-unsafe fn open(socket: *mut Socket, totals: *mut Totals) {
-    // SAFETY: the caller's promise.
+unsafe fn totals(ctx: &impl EbpfContext, socket: *mut Socket) -> Option<*mut Totals> {
+    // SAFETY: the running task; the caller's value, and one of the other map.
     unsafe {
+        let task = Kernel::typed_current_task();
+        let cgroups = task.typed_read::<u64>(&fields::TASK_CGROUPS);
+        let account = ACCOUNTS.get_ptr_mut((*socket).account)?;
+        // An account outlives its process for as long as no pid is used again.
+        if (*socket).cgroups == cgroups
+            && (*account).usage == (*socket).usage
+            && (*account).owner.tgid == task.typed_read::<u32>(&fields::TASK_TGID)
+        {
+            return Some(&raw mut (*account).totals);
+        }
+        let account = change_account(ctx, socket)?;
+        (*socket).cgroups = cgroups;
+        Some(&raw mut (*account).totals)
+    }
+}
+
+/// Somebody else transfers something on a socket, or the same process from another cgroup, or it is the first time.
+///
+/// # Safety
+/// `socket` must be a value of the map.
+#[inline(always)]
+unsafe fn change_account(ctx: &impl EbpfContext, socket: *mut Socket) -> Option<*mut Account> {
+    let owner = owner::current();
+    let number = find_account(&owner).or_else(|| open_account(&owner)).unwrap_or_else(|| {
+        if lose(|health| &mut health.map_full) {
+            warn!(ctx, "requests: no room for another owner, counting for nobody");
+        }
+        NOBODYS
+    });
+    let account = ACCOUNTS.get_ptr_mut(number)?;
+    // SAFETY: values of the maps.
+    unsafe {
+        let usage = (*account).usage;
         if (*socket).phase == phase::NEW {
             (*socket).phase = phase::IDLE;
-            counter::add(&raw mut (*totals).connections, 1);
+            counter::add(&raw mut (*account).totals.connections, 1);
+        } else if (*socket).account != number || (*socket).usage != usage {
+            give_up(socket, phase::CLOSED);
         }
+        (*socket).account = number;
+        (*socket).usage = usage;
     }
+    Some(account)
+}
+
+/// The account for what cannot be attributed.
+const NOBODYS: u32 = 0;
+
+#[inline(always)]
+fn find_account(owner: &Owner) -> Option<u32> {
+    // SAFETY: a value of the map.
+    KEYS.get_ptr(owner).map(|number| unsafe { *number })
+}
+
+#[inline(always)]
+fn open_account(owner: &Owner) -> Option<u32> {
+    let number = FREE.pop().ok()??;
+    let account = ACCOUNTS.get_ptr_mut(number)?;
+    // SAFETY: a value of the map, which is nobody else's until it is found by its key.
+    unsafe { (*account).owner = *owner };
+    if KEYS.insert(owner, number, u64::from(BPF_NOEXIST)).is_ok() {
+        return Some(number);
+    }
+    // Another CPU was first.
+    let _ = FREE.push(number, 0);
+    find_account(owner)
 }
 
 /// Ends a turn that is in flight, without an answer.
@@ -201,13 +268,15 @@ unsafe fn open(socket: *mut Socket, totals: *mut Totals) {
 /// `socket` must be a value of the map.
 #[inline(always)]
 unsafe fn give_up(socket: *mut Socket, next: u32) {
-    // SAFETY: the caller's promise, and a value of the map.
+    // SAFETY: the caller's promise, and a value of the other map.
     unsafe {
         if (*socket).phase == phase::RECEIVED {
             (*socket).phase = next;
-            // No entry any more: the process has exited, and its counts were harvested.
-            if let Some(totals) = REQUESTS.get_ptr_mut((*socket).owner) {
-                counter::add(&raw mut (*totals).unanswered, 1);
+            if let Some(account) = ACCOUNTS.get_ptr_mut((*socket).account) {
+                // Else the process has exited, and its counts were harvested.
+                if (*account).usage == (*socket).usage {
+                    counter::add(&raw mut (*account).totals.unanswered, 1);
+                }
             }
         }
     }
@@ -216,7 +285,7 @@ unsafe fn give_up(socket: *mut Socket, next: u32) {
 /// Notes how many are in flight, where that is a record. What began is read first: so it is never more than there were.
 ///
 /// # Safety
-/// `totals` must be a value of the map.
+/// `totals` must be in a value of the map.
 #[inline(always)]
 unsafe fn raise_peak(totals: *mut Totals) {
     // SAFETY: the caller's promise.
@@ -229,23 +298,3 @@ unsafe fn raise_peak(totals: *mut Totals) {
         }
     }
 }
-
-/// The owner's totals, made when this is its first transfer.
-#[inline(always)]
-fn totals(ctx: &impl EbpfContext, owner: &Owner) -> Option<*mut Totals> {
-    REQUESTS
-        .get_ptr_mut(owner)
-        .or_else(|| {
-            let _ = REQUESTS.insert(owner, EMPTY, u64::from(BPF_NOEXIST));
-            REQUESTS.get_ptr_mut(owner)
-        })
-        .or_else(|| {
-            if lose(|health| &mut health.map_full) {
-                warn!(ctx, "requests: no room for another owner, counting for nobody");
-            }
-            REQUESTS.get_ptr_mut(Owner::UNATTRIBUTED)
-        })
-}
-
-static EMPTY: Totals =
-    Totals { answered: 0, begun: 0, unanswered: 0, connections: 0, received_bytes: 0, sent_bytes: 0, peak: 0 };

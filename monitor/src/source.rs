@@ -21,8 +21,7 @@ pub enum Source {
 
 impl Source {
     /// All of them, in the order in which they are attached: life first, so that nothing is counted unnamed.
-    pub const ALL: [Self; 5] =
-        [Self::Lifecycle, Self::PageFault, Self::AddressSpace, Self::BlockIo, Self::Requests];
+    pub const ALL: [Self; 5] = [Self::Lifecycle, Self::PageFault, Self::AddressSpace, Self::BlockIo, Self::Requests];
 
     /// Its name, in files, programs, configuration and JSON.
     pub const fn name(self) -> &'static str {

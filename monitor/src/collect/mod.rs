@@ -133,7 +133,7 @@ impl Collector {
             address_spaces: or_empty(Source::AddressSpace, self.address_space.as_mut().map(AddressSpace::read)),
             block_latencies: or_empty(Source::BlockIo, self.block_io.as_mut().map(BlockIo::read_latencies)),
             block_io: self.block_io.as_mut().map(BlockIo::read).unwrap_or_default(),
-            requests: or_empty(Source::Requests, self.requests.as_mut().map(Requests::read)),
+            requests: self.requests.as_mut().map(Requests::read).unwrap_or_default(),
         }
     }
 
@@ -143,7 +143,7 @@ impl Collector {
             self.page_fault.as_ref().map(|source| source.forget(&harvest.page_faults)),
             self.address_space.as_ref().map(|source| source.forget(&harvest.address_spaces)),
             self.block_io.as_mut().map(|source| source.forget(&mut harvest.block_io, &mut harvest.block_latencies)),
-            self.requests.as_ref().map(|source| source.forget(&harvest.requests)),
+            self.requests.as_mut().map(|source| source.forget(&harvest.requests)),
         ];
         forgotten.into_iter().flatten().collect()
     }

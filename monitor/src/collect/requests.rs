@@ -1,29 +1,31 @@
-//! Source `requests`: its map. What is known of each socket stays in the kernel, with the socket.
+//! Source `requests`: its maps. What is known of each socket stays in the kernel, with the socket.
 
-use crate::kernel::{attach::Attached, attach::LoadError, map::HashMap};
+use crate::kernel::{
+    attach::{Attached, LoadError},
+    request_accounts::RequestAccounts,
+};
 use monitor_common::{Owner, requests::Totals};
 use std::io;
 
-/// Its map.
+/// Its maps.
 pub struct Requests {
-    totals: HashMap<Owner, Totals>,
+    accounts: RequestAccounts,
 }
 
 impl Requests {
-    /// Opens the map of an attached source.
+    /// Opens the maps of an attached source.
     pub fn open(attached: &mut Attached) -> Result<Self, LoadError> {
-        let totals = HashMap::shared(attached.take_map("REQUESTS")?);
-        totals.insert_zero(&Owner::UNATTRIBUTED)?;
-        Ok(Self { totals })
+        let [accounts, keys, free] = ["ACCOUNTS", "KEYS", "FREE"].map(|name| attached.take_map(name));
+        Ok(Self { accounts: RequestAccounts::new(accounts?, keys?, free?)? })
     }
 
-    /// Totals of every owner in the map.
-    pub fn read(&mut self) -> io::Result<Vec<(Owner, Totals)>> {
-        self.totals.read()
+    /// Totals of every owner that served anything.
+    pub fn read(&mut self) -> Vec<(Owner, Totals)> {
+        self.accounts.read()
     }
 
     /// Deletes harvested owners.
-    pub fn forget(&self, owners: &[Owner]) -> io::Result<()> {
-        self.totals.delete(owners)
+    pub fn forget(&mut self, owners: &[Owner]) -> io::Result<()> {
+        self.accounts.close(owners)
     }
 }

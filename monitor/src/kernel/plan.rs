@@ -395,7 +395,12 @@ mod tests {
     use super::*;
 
     fn facts() -> Facts {
-        Facts { kernel_version: (6, 18), task_helper: Presence::Yes, registers_helper: Presence::Yes, ..Facts::default() }
+        Facts {
+            kernel_version: (6, 18),
+            task_helper: Presence::Yes,
+            registers_helper: Presence::Yes,
+            ..Facts::default()
+        }
     }
 
     fn names(plan: &Plan) -> Vec<&str> {
