@@ -17,6 +17,7 @@ pub mod limits;
 pub mod owner;
 pub mod page_fault;
 pub mod record;
+pub mod requests;
 pub mod self_check;
 
 pub use health::Health;

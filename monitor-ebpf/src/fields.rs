@@ -121,6 +121,16 @@ offsets! {
     BLKG_BLKCG;
     /// `blkcg.css.cgroup`
     BLKCG_CGROUP;
+    /// `sock.__sk_common.skc_family`
+    SOCK_FAMILY;
+    /// `sock.sk_type`
+    SOCK_TYPE;
+    /// `sock.sk_bpf_storage`
+    SOCK_BPF_STORAGE;
+    /// `unix_sock.addr`; absent where Unix sockets are in a module.
+    UNIX_SOCK_ADDR;
+    /// `unix_address.refcnt.refs.counter`
+    UNIX_ADDRESS_REFCNT;
 }
 
 /// 1 where the verifier knows the kernel's types, so that fields are read by plain loads; 0 where every field takes a

@@ -30,6 +30,9 @@ pub struct SourceCoverage {
     pub rung: Option<Name>,
     /// The better rungs, best first, and why each was refused.
     pub refused: Vec<Refusal>,
+    /// Whether it is unavailable because the kernel is older than any that has it, which is no fault.
+    #[serde(default)]
+    pub too_old: bool,
     /// Programs of the rung that could not be attached, though it does without them, and why.
     pub missing: Vec<MissingProgram>,
     /// Numbers of this source that the rung cannot tell, by how their names begin: they are null.

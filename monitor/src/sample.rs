@@ -11,7 +11,7 @@ use crate::{
     time::BootTime,
 };
 use bytes::Bytes;
-use monitor_common::{Owner, address_space, block_io, page_fault, record::Command};
+use monitor_common::{Owner, address_space, block_io, page_fault, record::Command, requests};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -55,6 +55,8 @@ pub struct Counters {
     pub block_io: Vec<(block_io::Key, block_io::Totals)>,
     /// Used buckets of latency histograms, by the series in `block_io`.
     pub block_latencies: Vec<(block_io::Bucket, u64)>,
+    /// Turns of requests and answers by owner.
+    pub requests: Vec<(Owner, requests::Totals)>,
 }
 
 /// One ring record, decoded.
@@ -268,12 +270,16 @@ pub struct Harvest {
     /// Keys of its latencies.
     #[serde(with = "raw::list")]
     pub block_latencies: Vec<block_io::Bucket>,
+    /// Keys of requests.
+    #[serde(with = "raw::list")]
+    pub requests: Vec<Owner>,
 }
 
 impl Harvest {
     /// Whether there is nothing to forget.
     pub fn is_empty(&self) -> bool {
-        let Self { page_faults, address_spaces, block_io, block_latencies } = self;
-        page_faults.is_empty() && address_spaces.is_empty() && block_io.is_empty() && block_latencies.is_empty()
+        let Self { page_faults, address_spaces, block_io, block_latencies, requests } = self;
+        let owners = [page_faults, address_spaces, requests];
+        owners.iter().all(|owners| owners.is_empty()) && block_io.is_empty() && block_latencies.is_empty()
     }
 }

@@ -15,11 +15,13 @@ pub enum Source {
     BlockIo,
     /// Processes and cgroups, from birth to death.
     Lifecycle,
+    /// Turns of requests and answers on accepted connections.
+    Requests,
 }
 
 impl Source {
     /// All of them, in the order in which they are attached: life first, so that nothing is counted unnamed.
-    pub const ALL: [Self; 4] = [Self::Lifecycle, Self::PageFault, Self::AddressSpace, Self::BlockIo];
+    pub const ALL: [Self; 5] = [Self::Lifecycle, Self::PageFault, Self::AddressSpace, Self::BlockIo, Self::Requests];
 
     /// Its name, in files, programs, configuration and JSON.
     pub const fn name(self) -> &'static str {
@@ -28,6 +30,15 @@ impl Source {
             Self::AddressSpace => "address_space",
             Self::BlockIo => "block_io",
             Self::Lifecycle => "lifecycle",
+            Self::Requests => "requests",
+        }
+    }
+
+    /// The first Linux that it can be had on, unless its hooks were brought to an older one.
+    pub const fn since(self) -> (u32, u32) {
+        match self {
+            Self::PageFault | Self::AddressSpace | Self::BlockIo | Self::Lifecycle => (5, 10),
+            Self::Requests => (6, 3),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `cargo xtask bench probes`: mean run time of every kernel program, next to an empty program on the same hook in the
 //! same run. Both are timed by the kernel's own statistics, so their difference is what our code costs per event.
 //!
-//! Needs root. Prints a table, or with `--json` one JSON document.
+//! Needs root. Prints a table, or with `--json` one JSON document. With `--only SOURCE` just one source is measured.
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
@@ -25,9 +25,14 @@ use serde_json::json;
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{FileExt, OpenOptionsExt},
+        unix::{
+            fs::{FileExt, OpenOptionsExt},
+            net::{UnixListener, UnixStream},
+        },
     },
     process::Command,
 };
@@ -39,9 +44,17 @@ const READERS: usize = 16;
 /// Goals, in nanoseconds above the empty program.
 const PAGE_FAULT_GOAL_NS: f64 = 10.0;
 const BLOCK_IO_GOAL_NS: f64 = 150.0;
+const REQUESTS_GOAL_NS: f64 = 60.0;
+/// Turns in one round, half of them over TCP and half over a Unix socket.
+const TURNS: usize = 20_000;
 
 fn main() -> Result<()> {
-    let as_json = std::env::args().any(|argument| argument == "--json");
+    let arguments: Vec<String> = std::env::args().collect();
+    let as_json = arguments.iter().any(|argument| argument == "--json");
+    let only = arguments.iter().position(|argument| argument == "--only").and_then(|at| arguments.get(at + 1));
+    let sources: Vec<Source> =
+        Source::ALL.into_iter().filter(|source| only.is_none_or(|name| source.name() == name)).collect();
+    ensure!(!sources.is_empty(), "no source has that name");
     let config = Config::default();
     let support = doctor::examine_fields(&config)?;
     let mut settings = doctor::settings(&config);
@@ -53,8 +66,13 @@ fn main() -> Result<()> {
 
     let mut probes = Vec::new();
     let mut attached = Vec::new();
-    for source in Source::ALL {
-        let outcome = loader.attach(&plan::plan(source, &support.facts, &Wish::default()));
+    for &source in &sources {
+        let plan = plan::plan(source, &support.facts, &Wish::default());
+        if plan.too_old {
+            eprintln!("{source} is not to be had on this kernel");
+            continue;
+        }
+        let outcome = loader.attach(&plan);
         let Some(source) = outcome.attached else { bail!("{source} cannot be attached: {:?}", outcome.refused) };
         // An iterator runs once, when it is attached.
         let lasting = |attachment: &&Attachment| !matches!(attachment.hook, Hook::Iterator(_));
@@ -66,7 +84,7 @@ fn main() -> Result<()> {
 
     // The first round is for the caches and the maps; its figures are thrown away.
     for round in 0..=ROUNDS {
-        for source in Source::ALL {
+        for &source in &sources {
             let mut measured: Vec<_> = probes.iter_mut().filter(|probe| probe.source == source).collect();
             measured.iter_mut().try_for_each(|probe| probe.begin_round())?;
             workload(source)?;
@@ -186,6 +204,7 @@ fn workload(source: Source) -> Result<()> {
         Source::PageFault => fault_storm(50_000),
         Source::AddressSpace => address_space_calls(5_000),
         Source::BlockIo => direct_reads(400),
+        Source::Requests => turns(),
         Source::Lifecycle => {
             (0..50).try_for_each(|_| Command::new("/bin/true").status().map(drop)).context("/bin/true")
         }
@@ -247,6 +266,32 @@ fn fork_and_wait() -> Result<()> {
     Ok(())
 }
 
+/// One byte there and one back, as often as is said, over a connection of each kind.
+fn turns() -> Result<()> {
+    let path = format!("/tmp/monitor-bench-{}", std::process::id());
+    let (tcp, unix) = (TcpListener::bind("127.0.0.1:0")?, UnixListener::bind(&path)?);
+    let mut client = TcpStream::connect(tcp.local_addr()?)?;
+    client.set_nodelay(true)?;
+    let (mut server, _) = tcp.accept()?;
+    server.set_nodelay(true)?;
+    take_turns(&mut client, &mut server)?;
+    let mut client = UnixStream::connect(&path)?;
+    let (mut server, _) = unix.accept()?;
+    std::fs::remove_file(&path)?;
+    take_turns(&mut client, &mut server)
+}
+
+fn take_turns<T: Read + Write>(client: &mut T, server: &mut T) -> Result<()> {
+    let mut byte = [7];
+    for _ in 0..TURNS / 2 {
+        client.write_all(&byte)?;
+        server.read_exact(&mut byte)?;
+        server.write_all(&byte)?;
+        client.read_exact(&mut byte)?;
+    }
+    Ok(())
+}
+
 /// A file on a disk, deleted at once.
 fn disk_file() -> Result<File> {
     let path = format!("/var/tmp/monitor-bench-{}", std::process::id());
@@ -287,11 +332,16 @@ fn report(probes: &[Probe], support: &Support, as_json: bool) -> Result<()> {
         .filter(|probe| probe.source == Source::BlockIo)
         .filter_map(|probe| Some(probe.above_empty()? * probe.ours.runs as f64 / requests))
         .sum();
-    let page_fault = found("page_fault_user").and_then(Probe::above_empty);
+    // Half of these are the server's, half its client's.
+    let above_empty = |name| found(name).and_then(Probe::above_empty);
+    let turn = above_empty("requests_received").zip(above_empty("requests_sent"));
     let goals = [
-        ("page_fault_user, per fault", page_fault.unwrap_or(f64::INFINITY), PAGE_FAULT_GOAL_NS),
-        ("block_io, all hooks, per I/O", block_io, BLOCK_IO_GOAL_NS),
+        ("page_fault_user, per fault", above_empty("page_fault_user"), PAGE_FAULT_GOAL_NS),
+        ("block_io, all hooks, per I/O", found("block_io_complete").map(|_| block_io), BLOCK_IO_GOAL_NS),
+        ("requests, a receive and a send", turn.map(|(received, sent)| received + sent), REQUESTS_GOAL_NS),
     ];
+    // Those of sources that were not left out.
+    let goals: Vec<_> = goals.into_iter().filter_map(|(name, ns, goal)| Some((name, ns?, goal))).collect();
     if as_json {
         let programs: Vec<_> = probes
             .iter()
@@ -304,7 +354,7 @@ fn report(probes: &[Probe], support: &Support, as_json: bool) -> Result<()> {
             .collect();
         let goals: BTreeMap<_, _> = goals
             .iter()
-            .map(|(name, ns, goal)| (name, json!({"ns": ns, "goal_ns": goal, "met": ns <= goal})))
+            .map(|&(name, ns, goal)| (name, json!({"ns": ns, "goal_ns": goal, "met": ns <= goal})))
             .collect();
         println!(
             "{:#}",

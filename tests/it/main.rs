@@ -27,6 +27,8 @@ mod parity;
 #[cfg(not(feature = "vm"))]
 mod privileges;
 mod recording;
+#[cfg(not(feature = "vm"))]
+mod requests;
 mod resources;
 mod rings;
 #[cfg(not(feature = "vm"))]

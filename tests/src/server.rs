@@ -1,12 +1,12 @@
-//! Real servers that tests watch: gunicorn with workers, PostgreSQL, stress-ng. Debian has all of them:
-//! `apt-get install --no-install-recommends gunicorn python3-uvicorn postgresql stress-ng`.
+//! Real servers that tests watch: gunicorn with workers, nginx, Redis, PostgreSQL, stress-ng. Debian has all of them:
+//! `apt-get install --no-install-recommends gunicorn python3-uvicorn nginx redis-server redis-tools postgresql stress-ng`.
 
 use crate::{agent::send_signal, cgroup::Cgroup};
 use anyhow::{Context, Result, ensure};
 use std::{
     fs,
     os::unix::{
-        fs::chown,
+        fs::{PermissionsExt as _, chown},
         process::{CommandExt as _, ExitStatusExt as _},
     },
     path::{Path, PathBuf},
@@ -31,6 +31,9 @@ async def application(scope, receive, send):
         await send({'type': 'http.response.body', 'body': b'ok'})
 ";
 
+/// What nginx answers.
+pub const NGINX_BODY: &str = "served\n";
+
 impl Server {
     /// gunicorn with uvicorn workers, behind a Unix socket.
     ///
@@ -51,6 +54,40 @@ impl Server {
         ]);
         command.arg("served:application").current_dir(directory.path());
         Self::start(command, libc::SIGTERM, directory).context("gunicorn: apt-get install gunicorn python3-uvicorn")
+    }
+
+    /// nginx with workers, at a loopback port and a Unix socket, with a small file and a log of what it answered.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub fn nginx(workers: u32, port: u16) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().display();
+        fs::write(directory.path().join("index.html"), NGINX_BODY)?;
+        let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+        let temporary: String = temporary.map(|what| format!("{what}_temp_path {path}/{what}; ")).concat();
+        let settings = format!(
+            "worker_processes {workers}; daemon off; pid {path}/pid; error_log {path}/errors; events {{}}\n\
+             http {{ access_log {path}/log; keepalive_requests 1000000; {temporary}\n\
+             server {{ listen 127.0.0.1:{port}; listen unix:{path}/socket; root {path}; }} }}"
+        );
+        fs::write(directory.path().join("settings"), settings)?;
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
+        let mut command = Command::new("/usr/sbin/nginx");
+        command.args(["-e", "/dev/null", "-c"]).arg(directory.path().join("settings"));
+        Self::start(command, libc::SIGTERM, directory).context("nginx: apt-get install nginx")
+    }
+
+    /// Redis, at a loopback port and a Unix socket.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub fn redis(port: u16) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let mut command = Command::new("/usr/bin/redis-server");
+        command.args(["--bind", "127.0.0.1", "--save", "", "--unixsocket", "socket", "--port"]).arg(port.to_string());
+        command.current_dir(directory.path());
+        Self::start(command, libc::SIGTERM, directory).context("Redis: apt-get install redis-server")
     }
 
     /// PostgreSQL with a new cluster, behind a Unix socket.

@@ -22,6 +22,7 @@ mod process_files;
 mod process_queue;
 pub mod process_stat;
 mod refresh;
+pub mod requests;
 
 use crate::{
     coverage::{Coverage, Refusal, State},
@@ -36,6 +37,7 @@ use address_space::AddressSpace;
 use block_io::BlockIo;
 use page_fault::PageFault;
 use probe::Probe;
+use requests::Requests;
 use std::{io, task::Poll};
 
 /// All sources that could be attached, and why the others could not.
@@ -45,6 +47,7 @@ pub struct Collector {
     page_fault: Option<PageFault>,
     address_space: Option<AddressSpace>,
     block_io: Option<BlockIo>,
+    requests: Option<Requests>,
     map_bytes: u64,
 }
 
@@ -52,7 +55,14 @@ impl Collector {
     /// Attaches every source by the best rung that holds. Must be called inside the runtime that will wait for the rings.
     pub fn attach<'a>(loader: &Loader<'_>, wish: impl Fn(Source) -> Wish<'a>) -> Self {
         let facts = &loader.support().facts;
-        let mut this = Self { probes: Vec::new(), page_fault: None, address_space: None, block_io: None, map_bytes: 0 };
+        let mut this = Self {
+            probes: Vec::new(),
+            page_fault: None,
+            address_space: None,
+            block_io: None,
+            requests: None,
+            map_bytes: 0,
+        };
         for source in Source::ALL {
             let plan = plan::plan(source, facts, &wish(source));
             let Outcome { attached, mut refused } = loader.attach(&plan);
@@ -65,6 +75,7 @@ impl Collector {
                     })
                 }
                 None if plan.disabled => Probe::disabled(source),
+                None if plan.too_old => Probe::too_old(source, refused),
                 None => Probe::unavailable(source, refused),
             };
             this.probes.push(probe);
@@ -76,11 +87,12 @@ impl Collector {
     fn open(&mut self, mut attached: Attached, cpus: usize, refused: &[Refusal]) -> anyhow::Result<Probe> {
         let map_bytes: u64 = attached.object.maps().map(|(_, map)| probe::map_bytes(map)).sum();
         let source = attached.source;
-        let (mut page_fault, mut address_space, mut block_io) = (None, None, None);
+        let (mut page_fault, mut address_space, mut block_io, mut requests) = (None, None, None, None);
         match source {
             Source::PageFault => page_fault = Some(PageFault::open(&mut attached, cpus)?),
             Source::AddressSpace => address_space = Some(AddressSpace::open(&mut attached)?),
             Source::BlockIo => block_io = Some(BlockIo::open(&mut attached)?),
+            Source::Requests => requests = Some(Requests::open(&mut attached)?),
             Source::Lifecycle => {}
         }
         let probe = Probe::live(attached, refused.to_vec())?;
@@ -88,6 +100,7 @@ impl Collector {
         self.page_fault = page_fault.or(self.page_fault.take());
         self.address_space = address_space.or(self.address_space.take());
         self.block_io = block_io.or(self.block_io.take());
+        self.requests = requests.or(self.requests.take());
         self.map_bytes += map_bytes;
         Ok(probe)
     }
@@ -120,6 +133,7 @@ impl Collector {
             address_spaces: or_empty(Source::AddressSpace, self.address_space.as_mut().map(AddressSpace::read)),
             block_latencies: or_empty(Source::BlockIo, self.block_io.as_mut().map(BlockIo::read_latencies)),
             block_io: self.block_io.as_mut().map(BlockIo::read).unwrap_or_default(),
+            requests: self.requests.as_mut().map(Requests::read).unwrap_or_default(),
         }
     }
 
@@ -129,6 +143,7 @@ impl Collector {
             self.page_fault.as_ref().map(|source| source.forget(&harvest.page_faults)),
             self.address_space.as_ref().map(|source| source.forget(&harvest.address_spaces)),
             self.block_io.as_mut().map(|source| source.forget(&mut harvest.block_io, &mut harvest.block_latencies)),
+            self.requests.as_mut().map(|source| source.forget(&harvest.requests)),
         ];
         forgotten.into_iter().flatten().collect()
     }

@@ -17,6 +17,7 @@ pub(super) struct Probe {
     pub(super) source: Source,
     pub(super) state: State,
     pub(super) refused: Vec<Refusal>,
+    too_old: bool,
     missing: Vec<MissingProgram>,
     pub(super) programs: Vec<LoadedProgram>,
     pub(super) ring: Option<Ring>,
@@ -55,11 +56,17 @@ impl Probe {
         Self { state: State::Disabled, ..Self::unavailable(source, Vec::new()) }
     }
 
+    /// The kernel is older than any that has the source.
+    pub(super) fn too_old(source: Source, refused: Vec<Refusal>) -> Self {
+        Self { too_old: true, ..Self::unavailable(source, refused) }
+    }
+
     pub(super) fn unavailable(source: Source, refused: Vec<Refusal>) -> Self {
         Self {
             source,
             state: State::Unavailable,
             refused,
+            too_old: false,
             missing: Vec::new(),
             programs: Vec::new(),
             ring: None,
@@ -101,6 +108,7 @@ impl Probe {
             state: self.state,
             rung: self.rung.map(|rung| rung.name),
             refused: self.refused.clone(),
+            too_old: self.too_old,
             missing: self.missing.clone(),
             cannot_tell: self.rung.map_or(&[], |rung| rung.cannot_tell),
             caveats: self.rung.map_or(&[], |rung| rung.caveats),

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use monitor_common::{
     Owner, address_space,
     block_io::{self, Bucket, Key},
-    page_fault,
+    page_fault, requests,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, hash::Hash};
@@ -24,6 +24,7 @@ pub(super) struct Changes {
     address_spaces: Changed<Owner>,
     block_io: Changed<Key>,
     block_latencies: Changed<Bucket>,
+    requests: Changed<Owner>,
 }
 
 /// What changed in one map.
@@ -51,6 +52,7 @@ pub(super) struct Books {
     address_spaces: Book<Owner, address_space::Totals>,
     block_io: Book<Key, block_io::Totals>,
     block_latencies: Book<Bucket, u64>,
+    requests: Book<Owner, requests::Totals>,
 }
 
 impl Books {
@@ -61,6 +63,7 @@ impl Books {
             address_spaces: self.address_spaces.write(&counters.address_spaces),
             block_io: self.block_io.write(&counters.block_io),
             block_latencies: self.block_latencies.write(&counters.block_latencies),
+            requests: self.requests.write(&counters.requests),
         }
     }
 
@@ -71,6 +74,7 @@ impl Books {
             address_spaces: self.address_spaces.read(&changes.address_spaces)?,
             block_io: self.block_io.read(&changes.block_io)?,
             block_latencies: self.block_latencies.read(&changes.block_latencies)?,
+            requests: self.requests.read(&changes.requests)?,
         })
     }
 
@@ -80,6 +84,7 @@ impl Books {
         self.address_spaces.forget(&harvest.address_spaces);
         self.block_io.forget(&harvest.block_io);
         self.block_latencies.forget(&harvest.block_latencies);
+        self.requests.forget(&harvest.requests);
     }
 }
 

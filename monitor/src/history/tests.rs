@@ -14,7 +14,7 @@ use crate::{
 use monitor_common::{
     Owner, address_space,
     block_io::{self, Bucket, Series, latency, operation},
-    histogram,
+    histogram, requests,
 };
 use proptest::prelude::*;
 use std::{
@@ -158,11 +158,14 @@ fn counters(second: u64) -> Counters {
     };
     let bucket = |owner: &Owner| Bucket::new(series(owner), latency::DEVICE_AND_TOTAL, histogram::bucket(333_333));
     let mapped = |owner: &Owner| address_space::Totals { mmap_file_calls: age(owner), ..Default::default() };
+    let turns =
+        |owner: &Owner| requests::Totals { begun: 2 * age(owner), answered: age(owner), peak: 3, ..Default::default() };
     Counters {
         page_faults: owners.iter().map(|owner| (*owner, [3 * age(owner), 0, 7, 0, 0, 0, 0, 0, 0, 1])).collect(),
         address_spaces: owners.iter().map(|owner| (*owner, mapped(owner))).collect(),
         block_io: owners.iter().map(|owner| (key(owner), io(owner))).collect(),
         block_latencies: owners.iter().map(|owner| (bucket(owner), age(owner))).collect(),
+        requests: owners.iter().map(|owner| (*owner, turns(owner))).collect(),
     }
 }
 
@@ -172,6 +175,7 @@ fn coverage(second: u64) -> Coverage {
         state: State::Live,
         rung: Some("block_io_start"),
         refused: vec![Refusal { rung: "better", reason: "not here".to_owned() }],
+        too_old: false,
         missing: Vec::new(),
         cannot_tell: &["read_latency"],
         caveats: &[],

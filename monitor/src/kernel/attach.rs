@@ -5,6 +5,7 @@ use super::{
     btf, map, objects,
     plan::{self, Attachment, Hook, Plan, Rung},
     program::LoadedProgram,
+    request_accounts::RequestAccounts,
     support::Support,
     syscall,
 };
@@ -210,8 +211,10 @@ impl<'a> Loader<'a> {
             missing.push(MissingProgram { program: attachment.program, reason: error.to_string() });
             Ok(())
         };
-        if source == Source::BlockIo {
-            Accounts::hand_out(&object)?;
+        match source {
+            Source::BlockIo => Accounts::hand_out(&object)?,
+            Source::Requests => RequestAccounts::hand_out(&object)?,
+            _ => {}
         }
         // All are loaded before the first is attached, so that a rung that fails has counted nothing.
         for attachment in rung.attachments {
@@ -285,6 +288,7 @@ const fn owner_maps(source: Source) -> &'static [&'static str] {
         Source::PageFault => &["PAGE_FAULTS"],
         Source::AddressSpace => &["ADDRESS_SPACES", "HEAPS"],
         Source::BlockIo => &["ACCOUNTS", "KEYS", "FREE"],
+        Source::Requests => &["ACCOUNTS", "KEYS", "FREE"],
         Source::Lifecycle => &[],
     }
 }

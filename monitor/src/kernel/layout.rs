@@ -67,6 +67,11 @@ const FIELDS: &[Field] = &[
     optional("QUEUE_DISK", "request_queue", "disk"),
     field("DISK_MAJOR", "gendisk", "major"),
     field("DISK_FIRST_MINOR", "gendisk", "first_minor"),
+    optional("SOCK_FAMILY", "sock", "__sk_common.skc_family"),
+    optional("SOCK_TYPE", "sock", "sk_type"),
+    optional("SOCK_BPF_STORAGE", "sock", "sk_bpf_storage"),
+    optional("UNIX_SOCK_ADDR", "unix_sock", "addr"),
+    optional("UNIX_ADDRESS_REFCNT", "unix_address", "refcnt.refs.counter"),
 ];
 
 /// Fields of the chain from a bio to the cgroup it is charged to: only where that cgroup is in the right hierarchy.

@@ -116,7 +116,8 @@ macro_rules! data_of_kind {
             | Map::PerCpuArray(data)
             | Map::PerCpuHashMap(data)
             | Map::Queue(data)
-            | Map::RingBuf(data) => Some(data),
+            | Map::RingBuf(data)
+            | Map::SkStorage(data) => Some(data),
             _ => None,
         }
     };

@@ -16,6 +16,7 @@ pub fn of(source: Source) -> Cow<'static, [u8]> {
         Source::AddressSpace => object!("address_space"),
         Source::BlockIo => object!("block_io"),
         Source::Lifecycle => object!("lifecycle"),
+        Source::Requests => object!("requests"),
     };
     fresh(source.name(), embedded)
 }

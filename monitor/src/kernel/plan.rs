@@ -107,6 +107,7 @@ pub const fn ladder(source: Source) -> &'static [Rung] {
         Source::AddressSpace => ADDRESS_SPACE,
         Source::BlockIo => BLOCK_IO,
         Source::Lifecycle => LIFECYCLE,
+        Source::Requests => REQUESTS,
     }
 }
 
@@ -277,6 +278,22 @@ const LIFECYCLE: &[Rung] = &[
     ),
 ];
 
+const REQUESTS: &[Rung] = &[Rung {
+    caveats: &[
+        "requests that come together, as with pipelining and HTTP/2, count as one",
+        "TCP connections that are older than the agent are not counted",
+    ],
+    ..Rung::new(
+        "tp_btf",
+        Access::Load,
+        &[
+            required("requests_state", Hook::TpBtf("inet_sock_set_state")),
+            required("requests_received", Hook::TpBtf("sock_recv_length")),
+            required("requests_sent", Hook::TpBtf("sock_send_length")),
+        ],
+    )
+}];
+
 /// What to try for one source, and what not to.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -288,6 +305,8 @@ pub struct Plan {
     pub refused: Vec<Refusal>,
     /// Whether the configuration switched the source off.
     pub disabled: bool,
+    /// Whether nothing is to be tried because the kernel is older than any that has the source.
+    pub too_old: bool,
 }
 
 /// What the configuration says of a source.
@@ -301,16 +320,26 @@ pub struct Wish<'a> {
 
 /// Turns facts and wish into a plan.
 pub fn plan(source: Source, facts: &Facts, wish: &Wish<'_>) -> Plan {
-    let mut plan = Plan { source, candidates: Vec::new(), refused: Vec::new(), disabled: wish.disabled };
+    let mut plan =
+        Plan { source, candidates: Vec::new(), refused: Vec::new(), disabled: wish.disabled, too_old: false };
     if wish.disabled {
         return plan;
     }
+    let (since, this) = (source.since(), facts.kernel_version);
     for rung in ladder(source) {
         match refusal(rung, facts, wish) {
+            Some(reason) if this < since => {
+                let reason = format!(
+                    "{reason}; {source} takes Linux {}.{}, and this is {}",
+                    since.0, since.1, facts.kernel_release
+                );
+                plan.refused.push(Refusal { rung: rung.name, reason });
+            }
             Some(reason) => plan.refused.push(Refusal { rung: rung.name, reason }),
             None => plan.candidates.push(rung),
         }
     }
+    plan.too_old = plan.candidates.is_empty() && this < since;
     plan
 }
 
@@ -366,7 +395,12 @@ mod tests {
     use super::*;
 
     fn facts() -> Facts {
-        Facts { task_helper: Presence::Yes, registers_helper: Presence::Yes, ..Facts::default() }
+        Facts {
+            kernel_version: (6, 18),
+            task_helper: Presence::Yes,
+            registers_helper: Presence::Yes,
+            ..Facts::default()
+        }
     }
 
     fn names(plan: &Plan) -> Vec<&str> {
@@ -419,6 +453,23 @@ mod tests {
         let plan = plan_of(Source::Lifecycle);
         assert_eq!(names(&plan), ["tp_btf", "raw_tracepoint"]);
         assert!(!plan.candidates[0].is_direct(&facts));
+    }
+
+    #[test]
+    fn a_kernel_that_is_too_old_for_a_source_is_told_which_it_takes() {
+        let mut facts = Facts { kernel_version: (6, 1), kernel_release: "6.1.0-56".to_owned(), ..facts() };
+        facts.hooks.insert(Hook::TpBtf("sock_recv_length"), Presence::No);
+        let old = plan(Source::Requests, &facts, &Wish::default());
+        assert!(old.too_old && old.candidates.is_empty());
+        assert_eq!(
+            old.refused[0].reason,
+            "this kernel has no tracepoint sock_recv_length; requests takes Linux 6.3, and this is 6.1.0-56"
+        );
+        // Where it should be there, that it is not is a fault; and a distribution may have brought it to an older kernel.
+        facts.kernel_version = (6, 18);
+        assert!(!plan(Source::Requests, &facts, &Wish::default()).too_old);
+        facts = Facts { kernel_version: (5, 14), ..self::facts() };
+        assert_eq!(names(&plan(Source::Requests, &facts, &Wish::default())), ["tp_btf"]);
     }
 
     #[test]

@@ -25,6 +25,7 @@ const PAGE_FAULT: &[&str] = &["long unsigned int", "struct pt_regs *", "long uns
 const SYSTEM_CALL: &[&str] = &["const struct pt_regs *"];
 const TASK: &str = "struct task_struct *";
 const REQUEST: &str = "struct request *";
+const TRANSFER: &[&str] = &["struct sock *", "int", "int"];
 const CGROUP: &[&str] = &["struct cgroup *", "const char *"];
 const ALL: &str = "5.10 …";
 
@@ -56,6 +57,9 @@ pub const SIGNATURES: &[Signature] = &[
     row("cgroup_mkdir", CGROUP, ALL),
     row("cgroup_rename", CGROUP, ALL),
     row("cgroup_rmdir", CGROUP, ALL),
+    row("inet_sock_set_state", &["const struct sock *", "const int", "const int"], ALL),
+    row("sock_recv_length", TRANSFER, "6.3 …"),
+    row("sock_send_length", TRANSFER, "6.3 …"),
     row("cgroup_attach_task", &["struct cgroup *", "const char *", TASK, "bool"], ALL),
 ];
 

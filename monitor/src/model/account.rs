@@ -35,7 +35,9 @@ impl<T: Counted> Account<T> {
     /// Ends the tick: what was added becomes the rates.
     fn settle(&mut self, seconds: f64) {
         let rates = std::mem::take(&mut self.added).per_second(seconds);
-        self.edit().subject().rates = rates;
+        let subject = self.edit().subject();
+        subject.rates = rates;
+        subject.totals.settle();
     }
 }
 

@@ -10,7 +10,7 @@ use crate::{
 use monitor_common::{
     Owner, address_space,
     block_io::{self, Bucket, Key},
-    page_fault,
+    page_fault, requests,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, hash::Hash};
@@ -30,6 +30,8 @@ pub(super) struct Ledger {
     /// Whose latencies a series is.
     #[serde(with = "raw::map")]
     series: HashMap<u64, Key>,
+    #[serde(with = "raw::map")]
+    requests: HashMap<Owner, requests::Totals>,
 }
 
 /// What was added to one owner's counters.
@@ -40,6 +42,8 @@ pub(super) enum Addition {
     BlockIo(Key, block_io::Totals),
     /// So many requests with a latency in this bucket.
     BlockLatency(Key, Bucket, u64),
+    /// With the most that were ever in flight, which does not add up.
+    Requests(requests::Totals),
 }
 
 impl Ledger {
@@ -68,6 +72,21 @@ impl Ledger {
                 show(&key.owner, Addition::BlockLatency(*key, *bucket, added));
             }
         }
+        for (owner, totals) in &counters.requests {
+            if let Some(added) = post(&mut self.requests, owner, totals) {
+                show(owner, Addition::Requests(requests::Totals { peak: totals.peak, ..added }));
+            }
+        }
+    }
+
+    /// What is still in flight of those whose keys are harvested, and never will end: as ended without an answer.
+    pub(super) fn give_up(&self, harvest: &Harvest, mut show: impl FnMut(&Owner, Addition)) {
+        for owner in &harvest.requests {
+            let unanswered = self.requests.get(owner).map_or(0, requests::Totals::in_flight);
+            if unanswered > 0 {
+                show(owner, Addition::Requests(requests::Totals { unanswered, ..Default::default() }));
+            }
+        }
     }
 
     /// Forgets keys that the kernel forgets.
@@ -85,6 +104,9 @@ impl Ledger {
         }
         for bucket in &harvest.block_latencies {
             self.block_latencies.remove(bucket);
+        }
+        for owner in &harvest.requests {
+            self.requests.remove(owner);
         }
     }
 
@@ -138,6 +160,26 @@ mod tests {
         let owner = Owner { tgid: 9, ..Owner::default() };
         ledger.forget(&Harvest { page_faults: vec![owner], ..Harvest::default() });
         assert_eq!(posted(&mut ledger, &faults(3)), 3);
+    }
+
+    #[test]
+    fn turns_in_flight_end_with_their_key() {
+        let (mut ledger, owner) = (Ledger::default(), Owner { tgid: 9, ..Owner::default() });
+        let counters = |begun, answered| {
+            let totals = requests::Totals { begun, answered, peak: 3, ..Default::default() };
+            Counters { requests: vec![(owner, totals)], ..Counters::default() }
+        };
+        let mut shown = Vec::new();
+        ledger.post(&counters(5, 3), |_, addition| shown.push(addition));
+        ledger.post(&counters(6, 5), |_, addition| shown.push(addition));
+        let harvest = Harvest { requests: vec![owner], ..Harvest::default() };
+        ledger.give_up(&harvest, |_, addition| shown.push(addition));
+        let added = |begun, answered, unanswered, peak| {
+            Addition::Requests(requests::Totals { begun, answered, unanswered, peak, ..Default::default() })
+        };
+        assert_eq!(shown, [added(5, 3, 0, 3), added(1, 2, 0, 3), added(0, 0, 1, 0)]);
+        ledger.forget(&harvest);
+        ledger.give_up(&harvest, |_, addition| unreachable!("{addition:?}"));
     }
 
     #[test]

@@ -169,6 +169,12 @@ impl Model {
 
     /// The kernel has forgotten these: should one of their keys come back, it starts from zero.
     pub fn forget(&mut self, harvest: &Harvest) {
+        let Self { ledger, host, processes, cgroups, .. } = self;
+        ledger.give_up(harvest, |owner, addition| {
+            host.totals.apply(&addition);
+            processes.apply(owner, &addition);
+            cgroups.apply(CgroupId(owner.cgroup), &addition);
+        });
         self.ledger.forget(harvest);
     }
 
@@ -206,6 +212,7 @@ impl Model {
         // What was counted before the first tick is no rate of anything.
         let seconds = if tick.is_zero() { f64::INFINITY } else { tick.as_secs_f64() };
         self.host.rates = mem::take(&mut self.host_added).per_second(seconds);
+        self.host.totals.settle();
         self.processes.settle(seconds, sample.time, self.retention);
         self.cgroups.settle(seconds, sample.time, self.retention.keep);
         self.devices.settle(seconds);
@@ -384,6 +391,7 @@ impl Search<'_> {
     fn counters(&mut self, counters: &Counters) {
         counters.page_faults.iter().for_each(|(owner, _)| self.owner(owner));
         counters.address_spaces.iter().for_each(|(owner, _)| self.owner(owner));
+        counters.requests.iter().for_each(|(owner, _)| self.owner(owner));
         for (key, _) in &counters.block_io {
             self.owner(&key.owner);
             self.device(DeviceId(key.device));

@@ -369,6 +369,7 @@ impl Processes {
             page_faults: counters.page_faults.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
             address_spaces: counters.address_spaces.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
             block_io: counters.block_io.iter().map(|(key, _)| key).filter(|key| gone(&&key.owner)).copied().collect(),
+            requests: counters.requests.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
             block_latencies: counters
                 .block_latencies
                 .iter()

@@ -5,7 +5,7 @@ use crate::raw;
 use monitor_common::{
     address_space,
     block_io::{self, Bucket, Key, latency, operation},
-    histogram, page_fault,
+    histogram, page_fault, requests,
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,20 @@ pub struct Totals {
     pub address_space: address_space::Totals,
     /// Block I/O; none for the many subjects that never did any.
     pub block_io: Option<Box<BlockIo>>,
+    /// Turns of requests and answers; none for the many subjects that never had any.
+    pub requests: Option<Box<Requests>>,
+}
+
+/// Turns of requests and answers of one subject.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Requests {
+    /// The kernel's counters, but for the peak.
+    #[serde(with = "raw")]
+    counts: requests::Totals,
+    /// The most that are known to have been in flight at once. Of a process (in one cgroup) the kernel sees each; of several
+    /// together, it is the most of any of them, or what they came to at the end of a tick.
+    pub peak: u64,
 }
 
 /// Block I/O of one subject.
@@ -74,6 +88,8 @@ pub struct Rates {
     /// Seconds that requests spent waiting, from submission to completion, in each second: how many were in flight on
     /// average.
     pub io_wait: f64,
+    /// Turns answered.
+    pub requests: f64,
 }
 
 impl Totals {
@@ -90,6 +106,14 @@ impl Totals {
             Addition::BlockLatency(key, bucket, count) => {
                 self.block_io.get_or_insert_default().add_latency(key, *bucket, *count);
             }
+            Addition::Requests(new) => self.requests.get_or_insert_default().add(new),
+        }
+    }
+
+    /// Ends the tick: what is in flight now may be the most so far.
+    pub(super) fn settle(&mut self) {
+        if let Some(requests) = &mut self.requests {
+            requests.peak = requests.peak.max(requests.in_flight());
         }
     }
 
@@ -130,6 +154,7 @@ impl Rates {
                 self.io_wait += new.wait_ns as f64 / 1e9;
             }
             Addition::BlockLatency(..) => {}
+            Addition::Requests(new) => self.requests += new.answered as f64,
         }
     }
 
@@ -143,6 +168,7 @@ impl Rates {
             write_bytes: self.write_bytes / seconds,
             io_ops: self.io_ops / seconds,
             io_wait: self.io_wait / seconds,
+            requests: self.requests / seconds,
         }
     }
 }
@@ -161,6 +187,29 @@ fn add_address_space(mine: &mut address_space::Totals, new: &address_space::Tota
     mine.heap_grown_bytes += new.heap_grown_bytes;
     mine.heap_shrunk_bytes += new.heap_shrunk_bytes;
     mine.failed_calls += new.failed_calls;
+}
+
+impl Requests {
+    fn add(&mut self, new: &requests::Totals) {
+        let mine = &mut self.counts;
+        mine.answered += new.answered;
+        mine.begun += new.begun;
+        mine.unanswered += new.unanswered;
+        mine.connections += new.connections;
+        mine.received_bytes += new.received_bytes;
+        mine.sent_bytes += new.sent_bytes;
+        self.peak = self.peak.max(new.peak);
+    }
+
+    /// The counters.
+    pub const fn counts(&self) -> &requests::Totals {
+        &self.counts
+    }
+
+    /// Turns in flight.
+    pub const fn in_flight(&self) -> u64 {
+        self.counts.in_flight()
+    }
 }
 
 impl BlockIo {

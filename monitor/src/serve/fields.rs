@@ -6,13 +6,13 @@ use super::view::Context;
 use crate::{
     model::{
         snapshot::Subject,
-        totals::{BlockIo, Histogram, Operation},
+        totals::{BlockIo, Histogram, Operation, Requests},
     },
     source::Source,
 };
 use monitor_common::{
     block_io::operation::{DISCARD, FLUSH, OTHER, READ, WRITE},
-    page_fault,
+    page_fault, requests,
 };
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use std::cmp::Ordering;
@@ -129,6 +129,23 @@ pub(super) static BLOCK_IO: Group = Group {
     ],
 };
 
+/// Turns of requests and answers.
+pub(super) static REQUESTS: Group = Group {
+    name: "requests",
+    source: Source::Requests,
+    numbers: &[
+        ("requests_total", |s| turns(s, |t| t.answered)),
+        ("requests_per_second", |s| Number::Rate(s.rates.requests)),
+        ("unanswered_total", |s| turns(s, |t| t.unanswered)),
+        ("connections_total", |s| turns(s, |t| t.connections)),
+        ("received_bytes_total", |s| turns(s, |t| t.received_bytes)),
+        ("sent_bytes_total", |s| turns(s, |t| t.sent_bytes)),
+        ("in_flight", |s| Number::Count(s.totals.requests.as_deref().map_or(0, Requests::in_flight))),
+        ("in_flight_peak", |s| Number::Count(s.totals.requests.as_deref().map_or(0, |requests| requests.peak))),
+    ],
+    latencies: &[],
+};
+
 /// The numbers of a distribution; quantiles of nothing are not known.
 static LATENCY: [Named<Histogram>; 5] = [
     ("count", |h| Number::Count(h.count())),
@@ -148,6 +165,10 @@ fn kernel(subject: &Subject, kind: usize) -> Number {
 
 fn operation(subject: &Subject, operation: u16, read: fn(&Operation) -> u64) -> Number {
     Number::Count(subject.totals.block_io.as_deref().map_or(0, |io| read(&io.operations[usize::from(operation)])))
+}
+
+fn turns(subject: &Subject, read: fn(&requests::Totals) -> u64) -> Number {
+    Number::Count(subject.totals.requests.as_deref().map_or(0, |requests| read(requests.counts())))
 }
 
 /// One number of a group: what `sort=` names.

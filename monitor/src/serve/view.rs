@@ -4,7 +4,7 @@
 
 use super::{
     cells::{self, Cells},
-    fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS},
+    fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS, REQUESTS},
     usage::{self, HostView},
 };
 use crate::{
@@ -111,7 +111,7 @@ pub(super) trait Listed: Send + Sync + Sized + 'static {
     }
 }
 
-const ALL_GROUPS: &[&Group] = &[&PAGE_FAULTS, &ADDRESS_SPACE, &BLOCK_IO];
+const ALL_GROUPS: &[&Group] = &[&PAGE_FAULTS, &ADDRESS_SPACE, &BLOCK_IO, &REQUESTS];
 
 /// The container, systemd unit and slice of a cgroup.
 #[derive(Serialize)]
@@ -519,6 +519,9 @@ fn reasons(snapshot: &Snapshot, now: BootTime) -> Vec<String> {
 
 fn reason(source: &SourceCoverage) -> Option<String> {
     let name = source.source;
+    if source.too_old {
+        return None;
+    }
     if source.state == State::Unavailable {
         let why: Vec<_> = source.refused.iter().map(|r| format!("{}: {}", r.rung, r.reason)).collect();
         return Some(format!("{name} is unavailable ({})", why.join("; ")));
@@ -534,6 +537,7 @@ struct SourceView<'a> {
     state: State,
     rung: Option<&'static str>,
     refused: &'a [Refusal],
+    too_old: bool,
     missing: &'a [MissingProgram],
     cannot_tell: &'static [&'static str],
     caveats: &'static [&'static str],
@@ -549,6 +553,7 @@ impl Serialize for CoverageView<'_> {
                 state: s.state,
                 rung: s.rung,
                 refused: &s.refused,
+                too_old: s.too_old,
                 missing: &s.missing,
                 cannot_tell: s.cannot_tell,
                 caveats: s.caveats,

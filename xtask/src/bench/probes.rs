@@ -10,13 +10,23 @@ pub(crate) struct Options {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
+    /// Measure the programs of one source only
+    #[arg(long, value_name = "SOURCE")]
+    only: Option<String>,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut command = process::cargo();
     command.args(["bench", "--package", "tests", "--bench", "probes"]);
     if options.json {
-        command.args(["--quiet", "--", "--json"]);
+        command.arg("--quiet");
+    }
+    command.arg("--");
+    if options.json {
+        command.arg("--json");
+    }
+    if let Some(source) = &options.only {
+        command.args(["--only", source]);
     }
     process::run(&mut command)
 }

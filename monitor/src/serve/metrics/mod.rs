@@ -198,6 +198,22 @@ fn counted(to: &mut Exposition, snapshot: &Snapshot, context: &Context) {
     to.counter("monitor_host_mapped_bytes", "Bytes mapped by mmap.", mapped);
     let failed = if_told(Source::AddressSpace, "failed_calls_total", space.failed_calls);
     to.counter("monitor_host_failed_address_space_calls", "Calls of mmap, munmap, mremap and brk that failed.", failed);
+
+    let turns = totals.requests.as_deref().cloned().unwrap_or_default();
+    let told = |number, value| if_told(Source::Requests, number, value);
+    let counts = turns.counts();
+    let answered = told("requests_total", counts.answered);
+    to.counter("monitor_host_requests", "Turns of requests and answers on accepted connections.", answered);
+    let unanswered = told("unanswered_total", counts.unanswered);
+    to.counter("monitor_host_unanswered_requests", "Such turns that ended without an answer.", unanswered);
+    let connections = told("connections_total", counts.connections);
+    to.counter("monitor_host_accepted_connections", "Accepted connections that something came over.", connections);
+    let received = told("received_bytes_total", counts.received_bytes);
+    to.counter("monitor_host_received_bytes", "Bytes received over accepted connections.", received);
+    let sent = told("sent_bytes_total", counts.sent_bytes);
+    to.counter("monitor_host_sent_bytes", "Bytes sent over accepted connections.", sent);
+    let in_flight = told("in_flight", turns.in_flight());
+    to.gauge("monitor_host_requests_in_flight", "Such turns that wait for an answer.", in_flight);
 }
 
 fn seconds(ns: u64) -> f64 {

@@ -13,6 +13,7 @@ use crate::{
     model::{
         container::{self, Container},
         snapshot::{Cgroup, Snapshot, Subject, Tree},
+        totals::Requests,
     },
     reading::MemoryReading,
     source::Source,
@@ -164,6 +165,18 @@ static CGROUP: &[Gauge<Cgroup>] = &[
         adds_up: true,
         read: |c, context| block_io(&c.subject, context, "write_bytes", |s| s.rates.write_bytes),
     },
+    Gauge {
+        name: "monitor_cgroup_requests_per_second",
+        help: "Requests answered over the last tick.",
+        adds_up: true,
+        read: |c, context| requests(&c.subject, context),
+    },
+    Gauge {
+        name: "monitor_cgroup_requests_in_flight",
+        help: "Requests that wait for an answer.",
+        adds_up: true,
+        read: |c, context| in_flight(&c.subject, context),
+    },
 ];
 
 static TREE: &[Gauge<Tree>] = &[
@@ -220,6 +233,18 @@ static TREE: &[Gauge<Tree>] = &[
         help: "Page faults over the last tick.",
         adds_up: true,
         read: |t, context| page_faults(&t.subject, context),
+    },
+    Gauge {
+        name: "monitor_tree_requests_per_second",
+        help: "Requests answered over the last tick.",
+        adds_up: true,
+        read: |t, context| requests(&t.subject, context),
+    },
+    Gauge {
+        name: "monitor_tree_requests_in_flight",
+        help: "Requests that wait for an answer.",
+        adds_up: true,
+        read: |t, context| in_flight(&t.subject, context),
     },
 ];
 
@@ -351,6 +376,22 @@ fn page_faults(subject: &Subject, context: &Context) -> Number {
 
 fn block_io(subject: &Subject, context: &Context, number: &str, read: fn(&Subject) -> f64) -> Number {
     if context.tells(Source::BlockIo, number) { Number::Rate(read(subject)) } else { Number::Missing }
+}
+
+fn requests(subject: &Subject, context: &Context) -> Number {
+    if context.tells(Source::Requests, "requests_per_second") {
+        Number::Rate(subject.rates.requests)
+    } else {
+        Number::Missing
+    }
+}
+
+fn in_flight(subject: &Subject, context: &Context) -> Number {
+    if context.tells(Source::Requests, "in_flight") {
+        Number::Count(subject.totals.requests.as_deref().map_or(0, Requests::in_flight))
+    } else {
+        Number::Missing
+    }
 }
 
 fn real(value: Option<f64>) -> Number {
