@@ -14,6 +14,9 @@ mod descriptors;
 // A statically linked agent loads no driver.
 #[cfg(not(feature = "vm"))]
 mod gpu;
+// Real servers, in Python.
+#[cfg(not(feature = "vm"))]
+mod leaks;
 mod lifecycle;
 mod marks;
 mod maps;

@@ -56,6 +56,18 @@ impl Server {
         Self::start(command, libc::SIGTERM, directory).context("gunicorn: apt-get install gunicorn python3-uvicorn")
     }
 
+    /// A Python server behind the Unix socket `socket` whose memory goes as `kind` says in `leaky.py`.
+    ///
+    /// # Errors
+    /// Python is not installed.
+    pub fn leaky(kind: &str) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        fs::write(directory.path().join("leaky.py"), include_str!("leaky.py"))?;
+        let mut command = Command::new("python3");
+        command.args(["leaky.py", kind]).current_dir(directory.path());
+        Self::start(command, libc::SIGTERM, directory).context("python3: apt-get install python3")
+    }
+
     /// nginx with workers, at a loopback port and a Unix socket, with a small file and a log of what it answered.
     ///
     /// # Errors
