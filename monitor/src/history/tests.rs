@@ -263,6 +263,21 @@ fn damage_is_told_and_reaches_to_the_next_chapter() {
     assert_eq!(replayed(&recording, 4).0, snapshots[2], "the last one before the damage");
 }
 
+#[test]
+fn going_through_it_shows_every_snapshot_in_its_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.rec");
+    let snapshots = Machine::start(&path, LIMITS).run(7, 3);
+    assert!(Recording::is_at(&path).unwrap() && Recording::is_at(directory.path()).unwrap());
+    let mut seen = Vec::new();
+    let recording = Recording::open(&path).unwrap();
+    recording.for_each_snapshot(|time_ns, snapshot| seen.push((time_ns, text(snapshot)))).unwrap();
+    assert!(seen.is_sorted_by_key(|(time_ns, _)| *time_ns));
+    assert_eq!(seen.into_iter().map(|(_, snapshot)| snapshot).collect::<Vec<_>>(), snapshots);
+    fs::write(&path, "timestamp,subject\n").unwrap();
+    assert!(!Recording::is_at(&path).unwrap());
+}
+
 /// A recording as bytes, with its snapshots.
 static RECORDED: LazyLock<(Vec<u8>, Vec<String>)> = LazyLock::new(|| {
     let directory = tempfile::tempdir().unwrap();

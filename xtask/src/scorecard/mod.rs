@@ -33,13 +33,10 @@ pub(crate) struct Options {
     /// Only series of these families, by the beginning of their names
     #[arg(long, value_name = "NAME", default_value = "")]
     only: String,
-    /// Build in release mode
-    #[arg(long)]
-    release: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let monitor = options.monitor.clone().map_or_else(|| build(options.release), Ok)?;
+    let monitor = options.monitor.clone().map_or_else(build, Ok)?;
     let directory = workspace::target_directory()?.join("scorecard");
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let mut halves = [Half::default(), Half::default()];
@@ -61,10 +58,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn build(release: bool) -> Result<PathBuf> {
-    let mode = release.then_some("--release");
-    process::run(process::cargo().args(["build", "--package", "monitor"]).args(mode))?;
-    Ok(workspace::target_directory()?.join(if release { "release/monitor" } else { "debug/monitor" }))
+/// In release mode: there are two million samples.
+fn build() -> Result<PathBuf> {
+    process::run(process::cargo().args(["build", "--release", "--package", "monitor"]))?;
+    Ok(workspace::target_directory()?.join("release/monitor"))
 }
 
 /// What one detector says of one series.

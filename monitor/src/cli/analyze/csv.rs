@@ -149,7 +149,7 @@ mod tests {
         let path = directory.path().join("a.csv");
         fs::write(&path, text).unwrap();
         let error = read(&path, &mut Subjects::new(Settings::default())).err()?;
-        assert!(error.is::<Malformed>(), "{error:#}");
+        assert_eq!(crate::cli::exit_code(&error), 2, "{error:#}");
         Some(format!("{error:#}").replace(&path.display().to_string(), "FILE"))
     }
 

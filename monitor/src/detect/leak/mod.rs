@@ -115,7 +115,6 @@ pub struct LeakReport {
 pub struct Leak {
     levels: [Level; LEVELS],
     trends: [Trend; LEVELS],
-    scratch: Vec<f64>,
     samples: u64,
     first: Option<Block>,
     last: Option<Block>,
@@ -152,7 +151,6 @@ impl Default for Leak {
         Self {
             levels: window::levels(),
             trends: Default::default(),
-            scratch: Vec::new(),
             samples: 0,
             first: None,
             last: None,
@@ -228,10 +226,12 @@ impl Leak {
         let Some((first, last)) = self.first.zip(self.last) else { return };
         let is_leak = self.report.verdict == Verdict::Leak;
         let mut drawdown = 0.0;
+        // Room for slopes, which is only filled where memory has grown.
+        let mut scratch = Vec::new();
         for (level, trend) in self.levels.iter_mut().zip(&mut self.trends).rev() {
             if choose(level) {
                 let blocks = level.look();
-                *trend = Trend::of(blocks, self.counts_requests, drawdown, is_leak, &mut self.scratch);
+                *trend = Trend::of(blocks, self.counts_requests, drawdown, is_leak, &mut scratch);
             }
             drawdown = trend.drawdown.max(drawdown);
         }

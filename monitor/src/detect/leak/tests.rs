@@ -210,9 +210,7 @@ fn a_day_at_one_second_is_cheap_and_small() {
     }
     let mean = begin.elapsed() / 86_400;
     let bytes = size_of::<Leak>() + leak.levels.iter().map(super::Level::heap_bytes).sum::<usize>();
-    println!(
-        "a point costs {mean:?} on average and {slowest:?} at most; a subject is {bytes} bytes, and shared scratch"
-    );
+    println!("a point costs {mean:?} on average and {slowest:?} at most; a subject is {bytes} bytes");
     assert!(bytes <= 16 << 10, "{bytes}");
     assert_eq!(leak.report().verdict, Verdict::Leak);
 }

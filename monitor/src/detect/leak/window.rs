@@ -9,6 +9,8 @@ const PERIODS: [f64; LEVELS] = [1.0, 6.0, 37.5, 225.0, 1350.0];
 pub(super) const LEVELS: usize = 5;
 /// Blocks in a ring: those of the coarsest are 24 hours.
 const BLOCKS: usize = 64;
+/// Blocks up to this length are short, in seconds.
+const SHORT: f64 = 60.0;
 /// A window is not looked at more often.
 const SECONDS_BETWEEN: f64 = 8.0;
 
@@ -66,9 +68,10 @@ impl Level {
         }
     }
 
-    /// Whether enough is new to look again: a block, and of short ones some seconds of them.
+    /// Whether enough is new to look again: a block, and of short ones a sixteenth of what there is, and some seconds of them.
     pub(super) fn is_due(&self) -> bool {
-        self.fresh > 0 && self.fresh as f64 * self.period >= SECONDS_BETWEEN
+        let enough = if self.period < SHORT { 1 + self.blocks.len() / 16 } else { 1 };
+        self.fresh >= enough && self.fresh as f64 * self.period >= SECONDS_BETWEEN
     }
 
     /// Whether anything is new.
