@@ -12,6 +12,11 @@ use serde::{Deserialize, Serialize};
 pub struct Coverage(pub Vec<SourceCoverage>);
 
 impl Coverage {
+    /// How far a source's bytes may be off.
+    pub fn error_bytes(&self, source: Source) -> Option<u64> {
+        self.0.iter().find(|s| s.source == source)?.error_bytes
+    }
+
     /// Whether a source counts.
     pub fn is_live(&self, source: Source) -> bool {
         self.0.iter().any(|s| s.source == source && s.state == State::Live)
@@ -41,6 +46,9 @@ pub struct SourceCoverage {
     /// What else the rung's numbers leave out, for people.
     #[serde(deserialize_with = "constant::names")]
     pub caveats: Names,
+    /// How far a number of bytes may be off, of one process and kind; none where that is not known, or it is not.
+    #[serde(default)]
+    pub error_bytes: Option<u64>,
     /// Moments (ring records) received and understood.
     pub seen_total: u64,
     /// Moments and counts lost, of whatever cause: the sum of `lost`.

@@ -4,7 +4,7 @@
 
 use super::{
     cells::{self, Cells},
-    fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS, REQUESTS},
+    fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS, REQUESTS, RESIDENT},
     usage::{self, HostView},
 };
 use crate::{
@@ -112,6 +112,8 @@ pub(super) trait Listed: Send + Sync + Sized + 'static {
 }
 
 const ALL_GROUPS: &[&Group] = &[&PAGE_FAULTS, &ADDRESS_SPACE, &BLOCK_IO, &REQUESTS];
+/// Of processes, and what consists of processes.
+const PROCESS_GROUPS: &[&Group] = &[&PAGE_FAULTS, &ADDRESS_SPACE, &BLOCK_IO, &REQUESTS, &RESIDENT];
 
 /// The container, systemd unit and slice of a cgroup.
 #[derive(Serialize)]
@@ -192,7 +194,7 @@ impl Listed for Process {
         ("exited_time_ns", |p| End::of(p.state).time.map(|time| time.0).into()),
     ];
     const CELLS: &'static [cells::Named<Self>] = usage::PROCESS;
-    const GROUPS: &'static [&'static Group] = ALL_GROUPS;
+    const GROUPS: &'static [&'static Group] = PROCESS_GROUPS;
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
         &snapshot.processes
@@ -279,7 +281,7 @@ impl Listed for Tree {
         ("gpu_memory_bytes", |t| t.subject.gpu_memory_bytes.into()),
     ];
     const CELLS: &'static [cells::Named<Self>] = usage::TREE;
-    const GROUPS: &'static [&'static Group] = ALL_GROUPS;
+    const GROUPS: &'static [&'static Group] = PROCESS_GROUPS;
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
         &snapshot.trees
@@ -530,6 +532,7 @@ struct SourceView<'a> {
     rung: Option<&'static str>,
     refused: &'a [Refusal],
     too_old: bool,
+    error_bytes: Option<u64>,
     missing: &'a [MissingProgram],
     cannot_tell: &'static [&'static str],
     caveats: &'static [&'static str],
@@ -546,6 +549,7 @@ impl Serialize for CoverageView<'_> {
                 rung: s.rung,
                 refused: &s.refused,
                 too_old: s.too_old,
+                error_bytes: s.error_bytes,
                 missing: &s.missing,
                 cannot_tell: s.cannot_tell,
                 caveats: s.caveats,
