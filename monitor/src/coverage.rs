@@ -12,11 +12,6 @@ use serde::{Deserialize, Serialize};
 pub struct Coverage(pub Vec<SourceCoverage>);
 
 impl Coverage {
-    /// How far a source's bytes may be off.
-    pub fn error_bytes(&self, source: Source) -> Option<u64> {
-        self.0.iter().find(|s| s.source == source)?.error_bytes
-    }
-
     /// Whether a source counts.
     pub fn is_live(&self, source: Source) -> bool {
         self.0.iter().any(|s| s.source == source && s.state == State::Live)

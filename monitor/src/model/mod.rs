@@ -23,7 +23,6 @@ use crate::{
     mark::Mark,
     reading::{MemoryReading, ProcessChange, Readings, Watched},
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
-    source::Source,
     time::BootTime,
 };
 use account::{Accounts, Counted};
@@ -147,7 +146,7 @@ impl Model {
         let mut harvest = Harvest::default();
         if let Some(counters) = &sample.counters {
             self.count(counters);
-            self.remember_resident(counters, sample.coverage.error_bytes(Source::Resident));
+            self.remember_resident(counters);
             harvest = self.processes.harvest(counters, &self.ledger, &self.cgroups, sample.time);
         }
         if let Some(reading) = &sample.gpus {
@@ -341,10 +340,10 @@ impl Model {
     }
 
     /// Takes in what processes have in memory now.
-    fn remember_resident(&mut self, counters: &Counters, error_bytes: Option<u64>) {
+    fn remember_resident(&mut self, counters: &Counters) {
         for (owner, pages) in &counters.resident {
             let bytes = pages.pages.map(|pages| pages.max(0) as u64 * PAGE);
-            self.processes.resident(owner, Resident { bytes, error_bytes }, self.since);
+            self.processes.resident(owner, Resident { bytes, processes: 1 }, self.since);
         }
     }
 

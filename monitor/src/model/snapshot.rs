@@ -102,8 +102,8 @@ pub struct Subject {
 pub struct Resident {
     /// Bytes, by the kinds of [`monitor_common::resident`].
     pub bytes: [u64; resident::KINDS],
-    /// How far each may be off; none where that is not known.
-    pub error_bytes: Option<u64>,
+    /// Of how many processes that is the sum: each has an error of its own.
+    pub processes: u64,
 }
 
 impl Resident {
@@ -112,7 +112,7 @@ impl Resident {
         for (mine, new) in self.bytes.iter_mut().zip(other.bytes) {
             *mine += new;
         }
-        self.error_bytes = self.error_bytes.zip(other.error_bytes).map(|(mine, new)| mine + new);
+        self.processes += other.processes;
     }
 }
 

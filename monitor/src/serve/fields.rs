@@ -147,6 +147,9 @@ pub(super) static REQUESTS: Group = Group {
     latencies: &[],
 };
 
+/// How far the bytes of a group may be off, of each kind: how many errors add up to that, times what the source's coverage tells.
+const ERROR_BYTES: &str = "error_bytes";
+
 /// What is in memory.
 pub(super) static RESIDENT: Group = Group {
     name: "resident",
@@ -156,7 +159,7 @@ pub(super) static RESIDENT: Group = Group {
         ("file_bytes", |s| in_memory(s, FILE)),
         ("shmem_bytes", |s| in_memory(s, SHMEM)),
         ("swap_bytes", |s| in_memory(s, SWAP)),
-        ("error_bytes", |s| s.resident.and_then(|resident| resident.error_bytes).into()),
+        (ERROR_BYTES, |s| s.resident.map(|resident| resident.processes).into()),
         ("anon_change_bytes_per_second", |s| Number::Rate(s.rates.resident[ANON])),
         ("file_change_bytes_per_second", |s| Number::Rate(s.rates.resident[FILE])),
         ("shmem_change_bytes_per_second", |s| Number::Rate(s.rates.resident[SHMEM])),
@@ -225,6 +228,7 @@ impl Field {
             return Number::Missing;
         }
         match self {
+            Self::Plain(_, (ERROR_BYTES, read)) => context.error(group.source, read(subject)),
             Self::Plain(_, (_, read)) => context.known(read(subject)),
             Self::Latency(_, (_, histogram), read) => {
                 let empty = Histogram::default();

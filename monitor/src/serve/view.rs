@@ -30,6 +30,7 @@ use std::{sync::Arc, time::Duration};
 pub(super) struct Context {
     live: [bool; Source::ALL.len()],
     cannot_tell: [&'static [&'static str]; Source::ALL.len()],
+    error_bytes: [Option<u64>; Source::ALL.len()],
     has_rates: bool,
     hierarchy: &'static str,
     /// When the snapshot was taken.
@@ -40,13 +41,16 @@ impl Context {
     /// Of a snapshot.
     pub(super) fn of(snapshot: &Snapshot) -> Self {
         let (mut live, mut cannot_tell) = ([false; Source::ALL.len()], [&[][..]; Source::ALL.len()]);
+        let mut error_bytes = [None; Source::ALL.len()];
         for coverage in &snapshot.coverage.0 {
+            error_bytes[coverage.source as usize] = coverage.error_bytes;
             live[coverage.source as usize] = coverage.state == State::Live;
             cannot_tell[coverage.source as usize] = coverage.cannot_tell;
         }
         Self {
             live,
             cannot_tell,
+            error_bytes,
             has_rates: !snapshot.tick.is_zero(),
             hierarchy: snapshot.hierarchy,
             time: snapshot.time,
@@ -71,6 +75,14 @@ impl Context {
     /// The file that the kernel tells a cgroup's peak by.
     pub(super) fn kernels_peak(&self) -> &'static str {
         if self.hierarchy == "v2" { "memory.peak" } else { "memory.max_usage_in_bytes" }
+    }
+
+    /// So many errors of one of a source's numbers of bytes.
+    pub(super) fn error(&self, source: Source, errors: Number) -> Number {
+        match (self.error_bytes[source as usize], errors) {
+            (Some(bytes), Number::Count(errors)) => Number::Count(bytes.saturating_mul(errors)),
+            _ => Number::Missing,
+        }
     }
 
     /// The number, unless it is a rate and there was nothing to compare with yet.
