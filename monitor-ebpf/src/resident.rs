@@ -77,6 +77,8 @@ pub extern "C" fn resident_tasks(ctx: *mut c_void) -> i32 {
     0
 }
 
+const EBUSY: i32 = -16;
+
 /// Whose an address space is: a child of vfork lives in its parent's.
 ///
 /// # Safety
@@ -93,7 +95,8 @@ unsafe fn owner_of(memory: Kernel) -> Kernel {
     }
 }
 
-/// Keeps the pages of a process, if that is its address space: while it execs there are two, at its end none.
+/// Keeps the pages of a process, if that is its address space: while it execs there are two, at its end none. Tells whether
+/// they are kept.
 ///
 /// # Safety
 /// `memory` must be an `mm_struct`, and `task` null or a task.
@@ -111,14 +114,21 @@ unsafe fn keep(memory: Kernel, task: Kernel, pages: &Pages) -> bool {
             reserved: 0,
         };
         match RESIDENT.get_ptr_mut(owner) {
-            Some(kept) => *kept = *pages,
-            None if RESIDENT.insert(owner, *pages, 0).is_err() => {
-                lose(|health| &mut health.map_full);
+            Some(kept) => {
+                *kept = *pages;
+                true
             }
-            None => {}
+            None => match RESIDENT.insert(owner, *pages, 0) {
+                Ok(()) => true,
+                // Another program is in the middle of the map on this CPU: the next change comes soon.
+                Err(EBUSY) => false,
+                Err(_) => {
+                    lose(|health| &mut health.map_full);
+                    false
+                }
+            },
         }
     }
-    true
 }
 
 /// All its counters.
