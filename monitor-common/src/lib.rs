@@ -18,6 +18,7 @@ pub mod owner;
 pub mod page_fault;
 pub mod record;
 pub mod requests;
+pub mod resident;
 pub mod self_check;
 
 pub use health::Health;

@@ -2,7 +2,7 @@
 //!
 //! All hash maps are preallocated: their memory is spent at load, and no probe ever waits for an allocator.
 
-use crate::{Owner, address_space, block_io, page_fault, requests};
+use crate::{Owner, address_space, block_io, page_fault, requests, resident};
 
 /// Processes (in a cgroup) that fault while the agent runs, live or exited for less than a harvest: 5,000 live ones on a
 /// full node and a fork storm's second of dead ones.
@@ -26,6 +26,8 @@ pub const BLOCK_IO_OVERFLOW: u32 = 1024;
 pub const BLOCK_IO_DURABLE: u32 = 1024;
 /// Processes (in a cgroup) that serve connections.
 pub const REQUESTS_OWNERS: u32 = 1024;
+/// Processes whose resident memory changes between two ticks; the others are known already.
+pub const RESIDENT_OWNERS: u32 = 1536;
 
 /// Bytes of the ring for mmap, munmap, mremap and brk moments: some 680 records.
 pub const ADDRESS_SPACE_RING_BYTES: u32 = 64 << 10;
@@ -76,6 +78,7 @@ pub const fn map_bytes(cpus: u32) -> u64 {
         + hash_bytes(BLOCK_IO_DURABLE, size_of::<u64>(), size_of::<block_io::Submission>())
         + REQUESTS_OWNERS as u64 * (size_of::<requests::Account>() + size_of::<u32>()) as u64
         + hash_bytes(REQUESTS_OWNERS, owner, size_of::<u32>())
+        + hash_bytes(RESIDENT_OWNERS, owner, size_of::<resident::Pages>())
         + ring_bytes(ADDRESS_SPACE_RING_BYTES)
         + ring_bytes(BLOCK_IO_RING_BYTES)
         + ring_bytes(LIFECYCLE_RING_BYTES)

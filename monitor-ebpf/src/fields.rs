@@ -79,6 +79,14 @@ offsets! {
     MM_ARG_START;
     /// `mm_struct.arg_end`
     MM_ARG_END;
+    /// Count of `mm_struct.rss_stat` for pages of files
+    MM_FILE_PAGES;
+    /// As before, anonymous pages
+    MM_ANON_PAGES;
+    /// As before, pages swapped out
+    MM_SWAP_PAGES;
+    /// As before, pages of shared memory
+    MM_SHMEM_PAGES;
     /// `css_set.dfl_cgrp`
     CSS_SET_DFL_CGRP;
     /// `css_set.subsys[memory_cgrp_id]`; absent unless the memory controller is in a cgroup v1 hierarchy.

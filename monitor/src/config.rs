@@ -289,13 +289,14 @@ const fn default_owners(source: Source) -> Option<u32> {
         Source::AddressSpace => Some(limits::ADDRESS_SPACE_OWNERS),
         Source::BlockIo => Some(limits::BLOCK_IO_KEYS),
         Source::Requests => Some(limits::REQUESTS_OWNERS),
+        Source::Resident => Some(limits::RESIDENT_OWNERS),
         Source::Lifecycle => None,
     }
 }
 
 const fn default_ring_bytes(source: Source) -> Option<u32> {
     match source {
-        Source::PageFault | Source::Requests => None,
+        Source::PageFault | Source::Requests | Source::Resident => None,
         Source::AddressSpace => Some(limits::ADDRESS_SPACE_RING_BYTES),
         Source::BlockIo => Some(limits::BLOCK_IO_RING_BYTES),
         Source::Lifecycle => Some(limits::LIFECYCLE_RING_BYTES),

@@ -41,6 +41,9 @@ pub struct SourceCoverage {
     /// What else the rung's numbers leave out, for people.
     #[serde(deserialize_with = "constant::names")]
     pub caveats: Names,
+    /// How far a number of bytes may be off, of one process and kind; none where that is not known, or it is not.
+    #[serde(default)]
+    pub error_bytes: Option<u64>,
     /// Moments (ring records) received and understood.
     pub seen_total: u64,
     /// Moments and counts lost, of whatever cause: the sum of `lost`.

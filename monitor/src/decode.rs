@@ -29,7 +29,7 @@ pub fn moment(source: Source, record: &Bytes) -> Option<Moment> {
             block_io::SLOW_OR_FAILED => Some(What::BlockIo(*view::<block_io::Completion>(record)?)),
             _ => None,
         },
-        Source::PageFault | Source::Requests => None,
+        Source::PageFault | Source::Requests | Source::Resident => None,
     }?;
     Some(Moment { time: BootTime(header.time_ns), what })
 }

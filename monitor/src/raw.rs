@@ -31,6 +31,7 @@ impl Numbers for monitor_common::page_fault::Counts {}
 impl Numbers for monitor_common::address_space::Totals {}
 impl Numbers for monitor_common::block_io::Totals {}
 impl Numbers for monitor_common::requests::Totals {}
+impl Numbers for monitor_common::resident::Pages {}
 impl Numbers for u64 {}
 
 /// Writes one record.

@@ -11,7 +11,7 @@ use crate::{
     time::BootTime,
 };
 use bytes::Bytes;
-use monitor_common::{Owner, address_space, block_io, page_fault, record::Command, requests};
+use monitor_common::{Owner, address_space, block_io, page_fault, record::Command, requests, resident};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -57,6 +57,8 @@ pub struct Counters {
     pub block_latencies: Vec<(block_io::Bucket, u64)>,
     /// Turns of requests and answers by owner.
     pub requests: Vec<(Owner, requests::Totals)>,
+    /// Pages in memory by process, as of their last change; the owners have no cgroup.
+    pub resident: Vec<(Owner, resident::Pages)>,
 }
 
 /// One ring record, decoded.
@@ -273,13 +275,16 @@ pub struct Harvest {
     /// Keys of requests.
     #[serde(with = "raw::list")]
     pub requests: Vec<Owner>,
+    /// Keys of pages in memory.
+    #[serde(with = "raw::list")]
+    pub resident: Vec<Owner>,
 }
 
 impl Harvest {
     /// Whether there is nothing to forget.
     pub fn is_empty(&self) -> bool {
-        let Self { page_faults, address_spaces, block_io, block_latencies, requests } = self;
-        let owners = [page_faults, address_spaces, requests];
+        let Self { page_faults, address_spaces, block_io, block_latencies, requests, resident } = self;
+        let owners = [page_faults, address_spaces, requests, resident];
         owners.iter().all(|owners| owners.is_empty()) && block_io.is_empty() && block_latencies.is_empty()
     }
 }

@@ -17,11 +17,14 @@ pub enum Source {
     Lifecycle,
     /// Turns of requests and answers on accepted connections.
     Requests,
+    /// Pages that each process has in memory, by kind.
+    Resident,
 }
 
 impl Source {
     /// All of them, in the order in which they are attached: life first, so that nothing is counted unnamed.
-    pub const ALL: [Self; 5] = [Self::Lifecycle, Self::PageFault, Self::AddressSpace, Self::BlockIo, Self::Requests];
+    pub const ALL: [Self; 6] =
+        [Self::Lifecycle, Self::PageFault, Self::AddressSpace, Self::BlockIo, Self::Requests, Self::Resident];
 
     /// Its name, in files, programs, configuration and JSON.
     pub const fn name(self) -> &'static str {
@@ -31,13 +34,14 @@ impl Source {
             Self::BlockIo => "block_io",
             Self::Lifecycle => "lifecycle",
             Self::Requests => "requests",
+            Self::Resident => "resident",
         }
     }
 
     /// The first Linux that it can be had on, unless its hooks were brought to an older one.
     pub const fn since(self) -> (u32, u32) {
         match self {
-            Self::PageFault | Self::AddressSpace | Self::BlockIo | Self::Lifecycle => (5, 10),
+            Self::PageFault | Self::AddressSpace | Self::BlockIo | Self::Lifecycle | Self::Resident => (5, 10),
             Self::Requests => (6, 3),
         }
     }

@@ -205,6 +205,7 @@ fn workload(source: Source) -> Result<()> {
         Source::AddressSpace => address_space_calls(5_000),
         Source::BlockIo => direct_reads(400),
         Source::Requests => turns(),
+        Source::Resident => fault_storm(50_000),
         Source::Lifecycle => {
             (0..50).try_for_each(|_| Command::new("/bin/true").status().map(drop)).context("/bin/true")
         }

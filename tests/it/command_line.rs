@@ -84,7 +84,7 @@ fn doctor_tells_facts_and_plan() -> Result<()> {
     expect::exactly("exit code", output.status.code(), Some(0))?;
     let report: Value = serde_json::from_slice(&output.stdout)?;
     ensure!(report.is_object(), "no report: {report}");
-    for source in ["page_fault", "address_space", "block_io", "lifecycle", "requests"] {
+    for source in ["page_fault", "address_space", "block_io", "lifecycle", "requests", "resident"] {
         ensure!(table.contains(source), "the table does not name {source}:\n{table}");
         ensure!(report.to_string().contains(source), "the report does not name {source}: {report}");
     }
@@ -111,7 +111,7 @@ fn json_of_the_configuration_names_every_source() -> Result<()> {
     let output = agent::run(&["config", "--json"])?;
     expect::exactly("exit code", output.status.code(), Some(0))?;
     let config: Value = serde_json::from_slice(&output.stdout)?;
-    for source in ["page_fault", "address_space", "block_io", "lifecycle", "requests"] {
+    for source in ["page_fault", "address_space", "block_io", "lifecycle", "requests", "resident"] {
         json::at(&config, source)?;
     }
     Ok(())

@@ -32,6 +32,7 @@ mod privileges;
 mod recording;
 #[cfg(not(feature = "vm"))]
 mod requests;
+mod resident;
 mod resources;
 mod rings;
 #[cfg(not(feature = "vm"))]

@@ -44,7 +44,7 @@ fn capabilities(pid: u32, set: &str) -> Result<Vec<u64>> {
 
 /// Every source counts, and page faults are the workload's own and /proc's.
 fn counts(agent: &Agent) -> Result<()> {
-    for source in ["page_fault", "address_space", "block_io", "lifecycle", "requests"] {
+    for source in ["page_fault", "address_space", "block_io", "lifecycle", "requests", "resident"] {
         let coverage = agent.coverage(source)?;
         expect::exactly(source, json::text(&coverage, "state")?, "live").with_context(|| coverage.to_string())?;
     }

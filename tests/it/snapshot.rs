@@ -131,7 +131,7 @@ fn health_tells_what_the_agent_costs() -> Result<()> {
     ensure!(json::count(&health, "cost.map_bytes")? > 0, "no map memory in {health}");
     ensure!(json::number(&health, "cost.cpu_seconds_total")? > 0.0, "no processor time in {health}");
     ensure!(!json::list(&health, "cost.programs")?.is_empty(), "no programs in {health}");
-    for source in ["page_fault", "address_space", "block_io", "lifecycle"] {
+    for source in ["page_fault", "address_space", "block_io", "lifecycle", "resident"] {
         let coverage = json::at(&health, &format!("coverage.{source}"))?;
         expect::exactly(source, json::text(coverage, "state")?, "live")?;
         ensure!(coverage["rung"].is_string() && coverage["refused"].is_array(), "no rung in {coverage}");

@@ -23,12 +23,14 @@ mod process_queue;
 pub mod process_stat;
 mod refresh;
 pub mod requests;
+pub mod resident;
 
 use crate::{
     coverage::{Coverage, Refusal, State},
     kernel::{
         attach::{Attached, Loader, Outcome},
         plan::{self, Wish},
+        support::Facts,
     },
     sample::{Counters, Harvest, Moment},
     source::Source,
@@ -38,6 +40,7 @@ use block_io::BlockIo;
 use page_fault::PageFault;
 use probe::Probe;
 use requests::Requests;
+use resident::Resident;
 use std::{io, task::Poll};
 
 /// All sources that could be attached, and why the others could not.
@@ -48,6 +51,7 @@ pub struct Collector {
     address_space: Option<AddressSpace>,
     block_io: Option<BlockIo>,
     requests: Option<Requests>,
+    resident: Option<Resident>,
     map_bytes: u64,
 }
 
@@ -61,6 +65,7 @@ impl Collector {
             address_space: None,
             block_io: None,
             requests: None,
+            resident: None,
             map_bytes: 0,
         };
         for source in Source::ALL {
@@ -69,7 +74,7 @@ impl Collector {
             let probe = match attached {
                 Some(attached) => {
                     let rung = attached.rung.name;
-                    this.open(attached, facts.possible_cpus, &refused).unwrap_or_else(|error| {
+                    this.open(attached, facts, &refused).unwrap_or_else(|error| {
                         refused.push(Refusal { rung, reason: format!("{error:#}") });
                         Probe::unavailable(source, refused)
                     })
@@ -84,23 +89,28 @@ impl Collector {
     }
 
     /// Opens the maps and the ring of a source that was attached.
-    fn open(&mut self, mut attached: Attached, cpus: usize, refused: &[Refusal]) -> anyhow::Result<Probe> {
+    fn open(&mut self, mut attached: Attached, facts: &Facts, refused: &[Refusal]) -> anyhow::Result<Probe> {
         let map_bytes: u64 = attached.object.maps().map(|(_, map)| probe::map_bytes(map)).sum();
         let source = attached.source;
-        let (mut page_fault, mut address_space, mut block_io, mut requests) = (None, None, None, None);
+        let (mut page_fault, mut address_space, mut block_io) = (None, None, None);
+        let (mut requests, mut resident) = (None, None);
         match source {
-            Source::PageFault => page_fault = Some(PageFault::open(&mut attached, cpus)?),
+            Source::PageFault => page_fault = Some(PageFault::open(&mut attached, facts.possible_cpus)?),
             Source::AddressSpace => address_space = Some(AddressSpace::open(&mut attached)?),
             Source::BlockIo => block_io = Some(BlockIo::open(&mut attached)?),
             Source::Requests => requests = Some(Requests::open(&mut attached)?),
+            Source::Resident => resident = Some(Resident::open(&mut attached)?),
             Source::Lifecycle => {}
         }
-        let probe = Probe::live(attached, refused.to_vec())?;
+        let error_bytes = if source == Source::Resident { resident::error_bytes(facts) } else { None };
+        let mut probe = Probe::live(attached, refused.to_vec())?;
+        probe.error_bytes = error_bytes;
         // Only now, so that nothing is read of a source that is not live.
         self.page_fault = page_fault.or(self.page_fault.take());
         self.address_space = address_space.or(self.address_space.take());
         self.block_io = block_io.or(self.block_io.take());
         self.requests = requests.or(self.requests.take());
+        self.resident = resident.or(self.resident.take());
         self.map_bytes += map_bytes;
         Ok(probe)
     }
@@ -134,6 +144,7 @@ impl Collector {
             block_latencies: or_empty(Source::BlockIo, self.block_io.as_mut().map(BlockIo::read_latencies)),
             block_io: self.block_io.as_mut().map(BlockIo::read).unwrap_or_default(),
             requests: self.requests.as_mut().map(Requests::read).unwrap_or_default(),
+            resident: or_empty(Source::Resident, self.resident.as_mut().map(Resident::read)),
         }
     }
 
@@ -144,6 +155,7 @@ impl Collector {
             self.address_space.as_ref().map(|source| source.forget(&harvest.address_spaces)),
             self.block_io.as_mut().map(|source| source.forget(&mut harvest.block_io, &mut harvest.block_latencies)),
             self.requests.as_mut().map(|source| source.forget(&harvest.requests)),
+            self.resident.as_ref().map(|source| source.forget(&harvest.resident)),
         ];
         forgotten.into_iter().flatten().collect()
     }

@@ -263,7 +263,7 @@ fn of_source(source: Source) -> Vec<Key> {
                 Slot::Duration(&mut c.slow_io, Duration::ZERO..=HOUR)
             }));
         }
-        Source::PageFault | Source::Lifecycle | Source::Requests => {}
+        Source::PageFault | Source::Lifecycle | Source::Requests | Source::Resident => {}
     }
     keys
 }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use monitor_common::{
     Owner, address_space,
     block_io::{self, Bucket, Key},
-    page_fault, requests,
+    page_fault, requests, resident,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, hash::Hash};
@@ -25,6 +25,7 @@ pub(super) struct Changes {
     block_io: Changed<Key>,
     block_latencies: Changed<Bucket>,
     requests: Changed<Owner>,
+    resident: Changed<Owner>,
 }
 
 /// What changed in one map.
@@ -53,6 +54,7 @@ pub(super) struct Books {
     block_io: Book<Key, block_io::Totals>,
     block_latencies: Book<Bucket, u64>,
     requests: Book<Owner, requests::Totals>,
+    resident: Book<Owner, resident::Pages>,
 }
 
 impl Books {
@@ -64,6 +66,7 @@ impl Books {
             block_io: self.block_io.write(&counters.block_io),
             block_latencies: self.block_latencies.write(&counters.block_latencies),
             requests: self.requests.write(&counters.requests),
+            resident: self.resident.write(&counters.resident),
         }
     }
 
@@ -75,6 +78,7 @@ impl Books {
             block_io: self.block_io.read(&changes.block_io)?,
             block_latencies: self.block_latencies.read(&changes.block_latencies)?,
             requests: self.requests.read(&changes.requests)?,
+            resident: self.resident.read(&changes.resident)?,
         })
     }
 
@@ -85,6 +89,7 @@ impl Books {
         self.block_io.forget(&harvest.block_io);
         self.block_latencies.forget(&harvest.block_latencies);
         self.requests.forget(&harvest.requests);
+        self.resident.forget(&harvest.resident);
     }
 }
 

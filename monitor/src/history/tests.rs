@@ -14,7 +14,7 @@ use crate::{
 use monitor_common::{
     Owner, address_space,
     block_io::{self, Bucket, Series, latency, operation},
-    histogram, requests,
+    histogram, requests, resident,
 };
 use proptest::prelude::*;
 use std::{
@@ -160,12 +160,14 @@ fn counters(second: u64) -> Counters {
     let mapped = |owner: &Owner| address_space::Totals { mmap_file_calls: age(owner), ..Default::default() };
     let turns =
         |owner: &Owner| requests::Totals { begun: 2 * age(owner), answered: age(owner), peak: 3, ..Default::default() };
+    let pages = |owner: &Owner| resident::Pages { space: 1, pages: [-1, age(owner) as i64, 0, 3] };
     Counters {
         page_faults: owners.iter().map(|owner| (*owner, [3 * age(owner), 0, 7, 0, 0, 0, 0, 0, 0, 1])).collect(),
         address_spaces: owners.iter().map(|owner| (*owner, mapped(owner))).collect(),
         block_io: owners.iter().map(|owner| (key(owner), io(owner))).collect(),
         block_latencies: owners.iter().map(|owner| (bucket(owner), age(owner))).collect(),
         requests: owners.iter().map(|owner| (*owner, turns(owner))).collect(),
+        resident: owners.iter().map(|owner| (Owner { cgroup: 0, ..*owner }, pages(owner))).collect(),
     }
 }
 
@@ -179,6 +181,7 @@ fn coverage(second: u64) -> Coverage {
         missing: Vec::new(),
         cannot_tell: &["read_latency"],
         caveats: &[],
+        error_bytes: Some(4096),
         seen_total: second,
         lost_total: 0,
         lost: Loss::default(),

@@ -289,6 +289,7 @@ const fn owner_maps(source: Source) -> &'static [&'static str] {
         Source::AddressSpace => &["ADDRESS_SPACES", "HEAPS"],
         Source::BlockIo => &["ACCOUNTS", "KEYS", "FREE"],
         Source::Requests => &["ACCOUNTS", "KEYS", "FREE"],
+        Source::Resident => &["RESIDENT"],
         Source::Lifecycle => &[],
     }
 }

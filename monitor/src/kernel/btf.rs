@@ -130,6 +130,11 @@ impl Types {
         (bits % 8 == 0).then_some(bits / 8)
     }
 
+    /// Bytes of a structure.
+    pub fn size(&self, structure: &str) -> Option<u32> {
+        Some(self.type_of(self.named(structure, &[kind::STRUCT])?)?.size_or_type)
+    }
+
     /// Value of a constant of a named enum.
     pub fn enum_value(&self, name: &str, constant: &str) -> Option<u32> {
         let head = self.type_of(self.named(name, &[kind::ENUM, kind::ENUM64])?)?;

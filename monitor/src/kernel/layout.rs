@@ -81,6 +81,33 @@ const BIO_CGROUP: &[Field] = &[
     optional("BLKCG_CGROUP", "blkcg", "css.cgroup"),
 ];
 
+/// How the kernel counts resident memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RssCounters {
+    /// Offset of the first counter in `struct mm_struct`, of pages of files.
+    first: u32,
+    /// From one to the next, in the order of `MM_FILEPAGES`, `MM_ANONPAGES`, `MM_SWAPENTS`, `MM_SHMEMPAGES`.
+    step: u32,
+    /// Whether each CPU has a part of them, since Linux 6.2; before, each thread has.
+    pub by_cpu: bool,
+}
+
+impl RssCounters {
+    /// Those of this kernel; none where they have neither form.
+    pub fn find(types: &Types) -> Option<Self> {
+        if let Some(first) = types.offset("mm_struct", "rss_stat.count") {
+            return Some(Self { first, step: size_of::<i64>() as u32, by_cpu: false });
+        }
+        let first = types.offset("mm_struct", "rss_stat")? + types.offset("percpu_counter", "count")?;
+        Some(Self { first, step: types.size("percpu_counter")?, by_cpu: true })
+    }
+
+    fn constants(self) -> impl Iterator<Item = Constant> {
+        let names = ["MM_FILE_PAGES", "MM_ANON_PAGES", "MM_SWAP_PAGES", "MM_SHMEM_PAGES"];
+        names.into_iter().zip(0..).map(move |(name, place)| (name, self.first + place * self.step))
+    }
+}
+
 /// A field that the programs cannot do without is not there.
 #[derive(Debug, thiserror::Error)]
 #[error("this kernel's type information has no field {structure}.{path}")]
@@ -117,6 +144,7 @@ pub fn constants(types: &Types, facts: &Facts) -> Result<Vec<Constant>, MissingF
         ("EXIT_TELLS_LAST", u32::from(arguments("sched_process_exit") >= 2)),
         ("BIO_IS_SECOND", u32::from(arguments("block_bio_queue") >= 2)),
     ]);
+    constants.extend(facts.rss.into_iter().flat_map(RssCounters::constants));
     // Where no helper tells the registers that a task entered the kernel with: they are at the top of its stack.
     if facts.registers_helper == Presence::No {
         constants.push(("TASK_STACK", find(types, &field("TASK_STACK", "task_struct", "stack"))?));

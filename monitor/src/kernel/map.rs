@@ -113,6 +113,7 @@ macro_rules! data_of_kind {
         match $map {
             Map::Array(data)
             | Map::HashMap(data)
+            | Map::LruHashMap(data)
             | Map::PerCpuArray(data)
             | Map::PerCpuHashMap(data)
             | Map::Queue(data)

@@ -17,6 +17,7 @@ pub fn of(source: Source) -> Cow<'static, [u8]> {
         Source::BlockIo => object!("block_io"),
         Source::Lifecycle => object!("lifecycle"),
         Source::Requests => object!("requests"),
+        Source::Resident => object!("resident"),
     };
     fresh(source.name(), embedded)
 }

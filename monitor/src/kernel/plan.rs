@@ -108,6 +108,7 @@ pub const fn ladder(source: Source) -> &'static [Rung] {
         Source::BlockIo => BLOCK_IO,
         Source::Lifecycle => LIFECYCLE,
         Source::Requests => REQUESTS,
+        Source::Resident => RESIDENT,
     }
 }
 
@@ -294,6 +295,16 @@ const REQUESTS: &[Rung] = &[Rung {
     )
 }];
 
+const RESIDENT: &[Rung] = &[Rung::new(
+    "tp_btf",
+    Access::LoadOrHelper,
+    &[
+        required("resident_changed", Hook::TpBtf("rss_stat")),
+        // Those that were there before, and do not change.
+        required("resident_tasks", Hook::Iterator("task")),
+    ],
+)];
+
 /// What to try for one source, and what not to.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -357,6 +368,9 @@ fn refusal(rung: &Rung, facts: &Facts, wish: &Wish<'_>) -> Option<String> {
     let reads_entry = |hook| matches!(hook, Hook::FExit(_) | Hook::SyscallTracepoint(_));
     if facts.entry_registers == Presence::No && rung.attachments.iter().any(|a| reads_entry(a.hook)) {
         return Some("the registers of a system call are not found on this kernel".into());
+    }
+    if facts.rss.is_none() && rung.attachments.iter().any(|a| a.hook == Hook::TpBtf("rss_stat")) {
+        return Some("this kernel's counters of resident memory have no form that this version knows".into());
     }
     rung.attachments.iter().filter(|a| a.required).find_map(|a| unusable(a.hook, facts))
 }

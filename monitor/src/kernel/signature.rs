@@ -57,6 +57,8 @@ pub const SIGNATURES: &[Signature] = &[
     row("cgroup_mkdir", CGROUP, ALL),
     row("cgroup_rename", CGROUP, ALL),
     row("cgroup_rmdir", CGROUP, ALL),
+    row("rss_stat", &["struct mm_struct *", "int", "long int"], "5.10 … 6.1"),
+    row("rss_stat", &["struct mm_struct *", "int"], "6.2 …"),
     row("inet_sock_set_state", &["const struct sock *", "const int", "const int"], ALL),
     row("sock_recv_length", TRANSFER, "6.3 …"),
     row("sock_send_length", TRANSFER, "6.3 …"),

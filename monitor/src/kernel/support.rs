@@ -2,7 +2,7 @@
 
 use super::{
     btf::Types,
-    layout,
+    layout::{self, RssCounters},
     plan::{self, Hook},
     signature,
     tracefs::Tracefs,
@@ -93,6 +93,12 @@ pub struct Facts {
     pub entry_registers: Presence,
     /// Whether the tracing file system is to be had, and else why not.
     pub tracefs: Result<(), String>,
+    /// How it counts resident memory; none where that is not known.
+    #[serde(skip)]
+    pub rss: Option<RssCounters>,
+    /// Processors on line.
+    #[serde(skip)]
+    pub online_cpus: usize,
     /// Whom everything is charged to.
     pub cgroup: CgroupHierarchy,
     /// Whether the I/O controller is in the cgroup v2 hierarchy.
@@ -125,6 +131,8 @@ impl Default for Facts {
             registers_helper: Presence::CouldNotTell,
             entry_registers: Presence::CouldNotTell,
             tracefs: Ok(()),
+            rss: None,
+            online_cpus: 1,
             cgroup: CgroupHierarchy::V2 { mount: None },
             io_on_v2: false,
             possible_cpus: 1,
@@ -178,6 +186,7 @@ pub fn probe() -> Support {
         cgroup,
         io_on_v2,
         possible_cpus: possible_cpus(),
+        online_cpus: std::thread::available_parallelism().map_or(1, usize::from),
         missing_capabilities: missing_capabilities(),
         ..Facts::default()
     };
@@ -190,6 +199,7 @@ pub fn probe() -> Support {
             };
             facts.task_helper = helper("BPF_FUNC_get_current_task_btf");
             facts.registers_helper = helper("BPF_FUNC_task_pt_regs");
+            facts.rss = RssCounters::find(types);
             facts.arguments = signature::variants(types);
             facts.changed = plan::hooks().filter_map(|hook| changed(types, hook)).collect();
             match layout::constants(types, &facts) {

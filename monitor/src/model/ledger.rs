@@ -10,7 +10,7 @@ use crate::{
 use monitor_common::{
     Owner, address_space,
     block_io::{self, Bucket, Key},
-    page_fault, requests,
+    page_fault, requests, resident,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::HashMap, hash::Hash};
@@ -44,6 +44,8 @@ pub(super) enum Addition {
     BlockLatency(Key, Bucket, u64),
     /// With the most that were ever in flight, which does not add up.
     Requests(requests::Totals),
+    /// By how many bytes what is in memory changed, by kind: no counter, so nothing that is posted here.
+    Resident([i64; resident::KINDS]),
 }
 
 impl Ledger {

@@ -32,10 +32,13 @@ use ledger::{Addition, Ledger};
 use monitor_common::Owner;
 use processes::Processes;
 use serde::{Deserialize, Serialize};
-use snapshot::{BlockDevice, Snapshot, Subject};
+use snapshot::{BlockDevice, Resident, Snapshot, Subject};
 use std::{collections::HashSet, mem, sync::Arc, time::Duration};
 use totals::Rates;
 use usage::HostUsage;
+
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 
 /// How long what has ended stays visible.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -143,6 +146,7 @@ impl Model {
         let mut harvest = Harvest::default();
         if let Some(counters) = &sample.counters {
             self.count(counters);
+            self.remember_resident(counters);
             harvest = self.processes.harvest(counters, &self.ledger, &self.cgroups, sample.time);
         }
         if let Some(reading) = &sample.gpus {
@@ -335,6 +339,14 @@ impl Model {
         }
     }
 
+    /// Takes in what processes have in memory now.
+    fn remember_resident(&mut self, counters: &Counters) {
+        for (owner, pages) in &counters.resident {
+            let bytes = pages.pages.map(|pages| pages.max(0) as u64 * PAGE);
+            self.processes.resident(owner, Resident { bytes, processes: 1 }, self.since);
+        }
+    }
+
     fn exit(&mut self, id: ProcessId, time: BootTime, wait_status: Option<u32>) {
         self.processes.exit(id, time, wait_status, &mut self.cgroups);
     }
@@ -392,6 +404,9 @@ impl Search<'_> {
         counters.page_faults.iter().for_each(|(owner, _)| self.owner(owner));
         counters.address_spaces.iter().for_each(|(owner, _)| self.owner(owner));
         counters.requests.iter().for_each(|(owner, _)| self.owner(owner));
+        for (owner, _) in &counters.resident {
+            self.process(ProcessId::from(owner), CgroupId(owner.cgroup));
+        }
         for (key, _) in &counters.block_io {
             self.owner(&key.owner);
             self.device(DeviceId(key.device));

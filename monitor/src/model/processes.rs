@@ -9,7 +9,7 @@ use super::{
     gpus::Shares,
     ledger::{Addition, Ledger},
     rule,
-    snapshot::{Process, ProcessState, Subject, Tree},
+    snapshot::{Process, ProcessState, Resident, Subject, Tree},
     usage::ProcessUsage,
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     sample::{Counters, FoundProcess, Harvest},
     time::BootTime,
 };
-use monitor_common::{Owner, record::Command};
+use monitor_common::{Owner, record::Command, resident};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
@@ -217,6 +217,7 @@ impl Processes {
     pub(super) fn exit(&mut self, id: ProcessId, time: BootTime, wait_status: Option<u32>, cgroups: &mut Cgroups) {
         let key = id.key();
         let oom_killed = self.doomed.remove(&key);
+        self.give_back(id);
         let Some(process) = self.accounts.edit(key) else { return };
         match &mut process.state {
             ProcessState::Running => process.state = ProcessState::Exited { time, wait_status, oom_killed },
@@ -242,6 +243,17 @@ impl Processes {
         }
         self.exited.push_back((time, key));
         self.awaiting_harvest.push_back((time, key));
+    }
+
+    /// At a process's end it has nothing in memory any more.
+    fn give_back(&mut self, id: ProcessId) {
+        if let Some(before) = self.accounts.find(id.key()).and_then(|process| process.subject.resident) {
+            let owner = Owner { tgid: id.tgid.0, start_ns: id.start_ns, ..Owner::default() };
+            self.apply(&owner, &change(Some(before), None));
+            if let Some(process) = self.accounts.edit(id.key()) {
+                process.subject.resident = None;
+            }
+        }
     }
 
     /// A process may be in another cgroup now. If so, it begins a tree of its own, unless it is the root of its tree, or follows
@@ -281,6 +293,24 @@ impl Processes {
         let Some(tree) = self.accounts.find(key).map(|process| process.tree.key()) else { return };
         self.accounts.apply(key, addition);
         self.trees.apply(tree, addition);
+    }
+
+    /// What a process has in memory now. What it had before the agent came is no change.
+    pub(super) fn resident(&mut self, owner: &Owner, now: Resident, since: BootTime) {
+        let key = ProcessId::from(owner).key();
+        let Some(process) = self.accounts.find(key).filter(|process| process.state == ProcessState::Running) else {
+            return;
+        };
+        let (before, is_new) = (process.subject.resident, owner.start_ns >= since.0);
+        if before == Some(now) {
+            return;
+        }
+        if let Some(process) = self.accounts.edit(key) {
+            process.subject.resident = Some(now);
+        }
+        if before.is_some() || is_new {
+            self.apply(owner, &change(before, Some(now)));
+        }
     }
 
     /// Those that something happened to in the tick that is under way.
@@ -370,6 +400,7 @@ impl Processes {
             address_spaces: counters.address_spaces.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
             block_io: counters.block_io.iter().map(|(key, _)| key).filter(|key| gone(&&key.owner)).copied().collect(),
             requests: counters.requests.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
+            resident: counters.resident.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
             block_latencies: counters
                 .block_latencies
                 .iter()
@@ -417,6 +448,7 @@ impl Processes {
     pub(super) fn settle(&mut self, seconds: f64, now: BootTime, retention: Retention) {
         self.accounts.settle(seconds);
         self.trees.settle(seconds);
+        self.sum_resident();
         self.name_firsts();
         self.changed.clear();
         let unharvested = self.awaiting_harvest.len();
@@ -471,6 +503,16 @@ impl Processes {
         self.changed.insert(key);
         self.accounts.open(key, process);
     }
+}
+
+/// What changed in memory.
+fn change(before: Option<Resident>, now: Option<Resident>) -> Addition {
+    let (before, now) = (before.unwrap_or_default(), now.unwrap_or_default());
+    let mut change = [0; resident::KINDS];
+    for (change, (before, now)) in change.iter_mut().zip(before.bytes.into_iter().zip(now.bytes)) {
+        *change = now.wrapping_sub(before) as i64;
+    }
+    Addition::Resident(change)
 }
 
 /// Whether a process belongs to its parent's tree: not to that of the system's two ancestors (init, kthreadd), and not

@@ -14,6 +14,7 @@ use crate::{
     mark::Mark,
     time::BootTime,
 };
+use monitor_common::resident;
 use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
 
@@ -92,6 +93,27 @@ pub struct Subject {
     pub rates: Rates,
     /// Memory held on all GPUs now; none where none is held, and where the driver does not tell all of it.
     pub gpu_memory_bytes: Option<u64>,
+    /// What of it is in memory, as the kernel counts; none where nothing was told yet, or nothing is there any more.
+    pub resident: Option<Resident>,
+}
+
+/// Memory by kind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resident {
+    /// Bytes, by the kinds of [`monitor_common::resident`].
+    pub bytes: [u64; resident::KINDS],
+    /// Of how many processes that is the sum: each has an error of its own.
+    pub processes: u64,
+}
+
+impl Resident {
+    /// Adds what another one has.
+    pub(super) fn add(&mut self, other: &Self) {
+        for (mine, new) in self.bytes.iter_mut().zip(other.bytes) {
+            *mine += new;
+        }
+        self.processes += other.processes;
+    }
 }
 
 /// One process.

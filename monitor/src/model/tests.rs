@@ -2,6 +2,8 @@
 
 mod containers;
 mod marks;
+mod requests;
+mod resident;
 mod trees;
 
 use super::*;

@@ -5,7 +5,7 @@ use crate::raw;
 use monitor_common::{
     address_space,
     block_io::{self, Bucket, Key, latency, operation},
-    histogram, page_fault, requests,
+    histogram, page_fault, requests, resident,
 };
 use serde::{Deserialize, Serialize};
 
@@ -90,6 +90,8 @@ pub struct Rates {
     pub io_wait: f64,
     /// Turns answered.
     pub requests: f64,
+    /// Change of what is in memory, in bytes, by kind ([`monitor_common::resident`]); below zero where it became less.
+    pub resident: [f64; resident::KINDS],
 }
 
 impl Totals {
@@ -107,6 +109,7 @@ impl Totals {
                 self.block_io.get_or_insert_default().add_latency(key, *bucket, *count);
             }
             Addition::Requests(new) => self.requests.get_or_insert_default().add(new),
+            Addition::Resident(_) => {}
         }
     }
 
@@ -155,6 +158,11 @@ impl Rates {
             }
             Addition::BlockLatency(..) => {}
             Addition::Requests(new) => self.requests += new.answered as f64,
+            Addition::Resident(change) => {
+                for (mine, new) in self.resident.iter_mut().zip(change) {
+                    *mine += *new as f64;
+                }
+            }
         }
     }
 
@@ -169,6 +177,7 @@ impl Rates {
             io_ops: self.io_ops / seconds,
             io_wait: self.io_wait / seconds,
             requests: self.requests / seconds,
+            resident: self.resident.map(|bytes| bytes / seconds),
         }
     }
 }

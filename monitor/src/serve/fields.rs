@@ -13,6 +13,7 @@ use crate::{
 use monitor_common::{
     block_io::operation::{DISCARD, FLUSH, OTHER, READ, WRITE},
     page_fault, requests,
+    resident::{ANON, FILE, SHMEM, SWAP},
 };
 use serde::{Serialize, Serializer, ser::SerializeMap as _};
 use std::cmp::Ordering;
@@ -146,6 +147,27 @@ pub(super) static REQUESTS: Group = Group {
     latencies: &[],
 };
 
+/// How far the bytes of a group may be off, of each kind: how many errors add up to that, times what the source's coverage tells.
+const ERROR_BYTES: &str = "error_bytes";
+
+/// What is in memory.
+pub(super) static RESIDENT: Group = Group {
+    name: "resident",
+    source: Source::Resident,
+    numbers: &[
+        ("anon_bytes", |s| in_memory(s, ANON)),
+        ("file_bytes", |s| in_memory(s, FILE)),
+        ("shmem_bytes", |s| in_memory(s, SHMEM)),
+        ("swap_bytes", |s| in_memory(s, SWAP)),
+        (ERROR_BYTES, |s| s.resident.map(|resident| resident.processes).into()),
+        ("anon_change_bytes_per_second", |s| Number::Rate(s.rates.resident[ANON])),
+        ("file_change_bytes_per_second", |s| Number::Rate(s.rates.resident[FILE])),
+        ("shmem_change_bytes_per_second", |s| Number::Rate(s.rates.resident[SHMEM])),
+        ("swap_change_bytes_per_second", |s| Number::Rate(s.rates.resident[SWAP])),
+    ],
+    latencies: &[],
+};
+
 /// The numbers of a distribution; quantiles of nothing are not known.
 static LATENCY: [Named<Histogram>; 5] = [
     ("count", |h| Number::Count(h.count())),
@@ -165,6 +187,10 @@ fn kernel(subject: &Subject, kind: usize) -> Number {
 
 fn operation(subject: &Subject, operation: u16, read: fn(&Operation) -> u64) -> Number {
     Number::Count(subject.totals.block_io.as_deref().map_or(0, |io| read(&io.operations[usize::from(operation)])))
+}
+
+fn in_memory(subject: &Subject, kind: usize) -> Number {
+    subject.resident.map(|resident| resident.bytes[kind]).into()
 }
 
 fn turns(subject: &Subject, read: fn(&requests::Totals) -> u64) -> Number {
@@ -202,6 +228,7 @@ impl Field {
             return Number::Missing;
         }
         match self {
+            Self::Plain(_, (ERROR_BYTES, read)) => context.error(group.source, read(subject)),
             Self::Plain(_, (_, read)) => context.known(read(subject)),
             Self::Latency(_, (_, histogram), read) => {
                 let empty = Histogram::default();

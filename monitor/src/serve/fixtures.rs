@@ -104,7 +104,7 @@ fn subject(faults: u64, faults_per_second: f64, latency: Option<u16>) -> Subject
         ..Rates::default()
     };
     let address_space = address_space::Totals { mmap_file_calls: 1, ..Default::default() };
-    Subject { totals: Totals { page_fault, address_space, block_io, requests: None }, rates, gpu_memory_bytes: None }
+    Subject { totals: Totals { page_fault, address_space, block_io, requests: None }, rates, ..Subject::default() }
 }
 
 fn block_io(bucket: u16) -> BlockIo {
@@ -248,6 +248,7 @@ fn coverage() -> Coverage {
         caveats: &[],
         refused: Vec::new(),
         too_old: false,
+        error_bytes: (source == Source::Resident).then_some(256 << 10),
         seen_total: 17,
         lost_total: 0,
         lost: Loss::default(),
@@ -263,6 +264,7 @@ fn coverage() -> Coverage {
         SourceCoverage { state: State::Unavailable, rung: None, refused, ..live(Source::AddressSpace, "") },
         live(Source::BlockIo, "tp_btf"),
         live(Source::Requests, "tp_btf"),
+        live(Source::Resident, "tp_btf"),
     ])
 }
 

@@ -4,7 +4,7 @@
 
 use super::{
     cells::{self, Cells},
-    fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS, REQUESTS},
+    fields::{ADDRESS_SPACE, BLOCK_IO, Group, Groups, Named, Number, PAGE_FAULTS, REQUESTS, RESIDENT},
     usage::{self, HostView},
 };
 use crate::{
@@ -30,6 +30,7 @@ use std::{sync::Arc, time::Duration};
 pub(super) struct Context {
     live: [bool; Source::ALL.len()],
     cannot_tell: [&'static [&'static str]; Source::ALL.len()],
+    error_bytes: [Option<u64>; Source::ALL.len()],
     has_rates: bool,
     hierarchy: &'static str,
     /// When the snapshot was taken.
@@ -40,13 +41,16 @@ impl Context {
     /// Of a snapshot.
     pub(super) fn of(snapshot: &Snapshot) -> Self {
         let (mut live, mut cannot_tell) = ([false; Source::ALL.len()], [&[][..]; Source::ALL.len()]);
+        let mut error_bytes = [None; Source::ALL.len()];
         for coverage in &snapshot.coverage.0 {
+            error_bytes[coverage.source as usize] = coverage.error_bytes;
             live[coverage.source as usize] = coverage.state == State::Live;
             cannot_tell[coverage.source as usize] = coverage.cannot_tell;
         }
         Self {
             live,
             cannot_tell,
+            error_bytes,
             has_rates: !snapshot.tick.is_zero(),
             hierarchy: snapshot.hierarchy,
             time: snapshot.time,
@@ -71,6 +75,14 @@ impl Context {
     /// The file that the kernel tells a cgroup's peak by.
     pub(super) fn kernels_peak(&self) -> &'static str {
         if self.hierarchy == "v2" { "memory.peak" } else { "memory.max_usage_in_bytes" }
+    }
+
+    /// So many errors of one of a source's numbers of bytes.
+    pub(super) fn error(&self, source: Source, errors: Number) -> Number {
+        match (self.error_bytes[source as usize], errors) {
+            (Some(bytes), Number::Count(errors)) => Number::Count(bytes.saturating_mul(errors)),
+            _ => Number::Missing,
+        }
     }
 
     /// The number, unless it is a rate and there was nothing to compare with yet.
@@ -112,6 +124,8 @@ pub(super) trait Listed: Send + Sync + Sized + 'static {
 }
 
 const ALL_GROUPS: &[&Group] = &[&PAGE_FAULTS, &ADDRESS_SPACE, &BLOCK_IO, &REQUESTS];
+/// Of processes, and what consists of processes.
+const PROCESS_GROUPS: &[&Group] = &[&PAGE_FAULTS, &ADDRESS_SPACE, &BLOCK_IO, &REQUESTS, &RESIDENT];
 
 /// The container, systemd unit and slice of a cgroup.
 #[derive(Serialize)]
@@ -192,7 +206,7 @@ impl Listed for Process {
         ("exited_time_ns", |p| End::of(p.state).time.map(|time| time.0).into()),
     ];
     const CELLS: &'static [cells::Named<Self>] = usage::PROCESS;
-    const GROUPS: &'static [&'static Group] = ALL_GROUPS;
+    const GROUPS: &'static [&'static Group] = PROCESS_GROUPS;
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
         &snapshot.processes
@@ -279,7 +293,7 @@ impl Listed for Tree {
         ("gpu_memory_bytes", |t| t.subject.gpu_memory_bytes.into()),
     ];
     const CELLS: &'static [cells::Named<Self>] = usage::TREE;
-    const GROUPS: &'static [&'static Group] = ALL_GROUPS;
+    const GROUPS: &'static [&'static Group] = PROCESS_GROUPS;
 
     fn all(snapshot: &Snapshot) -> &[Arc<Self>] {
         &snapshot.trees
@@ -538,6 +552,7 @@ struct SourceView<'a> {
     rung: Option<&'static str>,
     refused: &'a [Refusal],
     too_old: bool,
+    error_bytes: Option<u64>,
     missing: &'a [MissingProgram],
     cannot_tell: &'static [&'static str],
     caveats: &'static [&'static str],
@@ -554,6 +569,7 @@ impl Serialize for CoverageView<'_> {
                 rung: s.rung,
                 refused: &s.refused,
                 too_old: s.too_old,
+                error_bytes: s.error_bytes,
                 missing: &s.missing,
                 cannot_tell: s.cannot_tell,
                 caveats: s.caveats,

@@ -57,7 +57,8 @@ fn no_btf_in_sysfs() -> Result<()> {
     if expected.has("btf_by_system_call")? {
         expect::exactly("exit code of doctor", code, Some(0))?;
         for source in SOURCES {
-            expect::exactly(source, json::text(&agent.coverage(source)?, "rung")?, expected.rungs(source)?[0])?;
+            let (told, best) = (agent.coverage(source)?["rung"].clone(), expected.rungs(source)?.first().copied());
+            expect::exactly(source, told, best.into())?;
         }
         counts(&agent)?;
         return agent.stop();

@@ -5,7 +5,7 @@ use std::fs;
 use toml::{Table, Value};
 
 /// The sources, as the agent names them.
-pub(super) const SOURCES: [&str; 5] = ["lifecycle", "page_fault", "address_space", "block_io", "requests"];
+pub(super) const SOURCES: [&str; 6] = ["lifecycle", "page_fault", "address_space", "block_io", "requests", "resident"];
 
 /// All kernels' expectations, by name.
 pub(super) fn all() -> Result<Table> {

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs};
 const BEGIN: &str = "<!-- kernels and rungs: written by `cargo xtask vm --readme` -->";
 const END: &str = "<!-- end -->";
 /// Columns, in the order in which they are read.
-const SOURCES: [&str; 5] = ["page_fault", "address_space", "block_io", "lifecycle", "requests"];
+const SOURCES: [&str; 6] = ["page_fault", "address_space", "block_io", "lifecycle", "requests", "resident"];
 
 /// One kernel's line: its name, its series, and the rung of every source.
 #[derive(Clone, Debug, PartialEq)]
@@ -103,6 +103,7 @@ mod tests {
     fn row(kernel: &'static str, release: &str, page_fault: &str) -> Row {
         let rungs = json!({
             "page_fault": page_fault, "address_space": "a", "block_io": "b", "lifecycle": "l", "requests": "r",
+            "resident": "s",
         });
         Row::new(kernel, release, &rungs).unwrap()
     }
@@ -112,7 +113,8 @@ mod tests {
         let rows = [row("6.1", "6.1.0-56-cloud-amd64", "tp_btf"), row("newest", "7.2.13+deb14", "tp_btf")];
         let text = replaced(&format!("head\n{BEGIN}\nold\n{END}\ntail"), &rows).unwrap();
         assert!(
-            text.contains("| 6.1 | `tp_btf` | `a` | `b` | `l` | `r` |\n| 7.2 (newest) |") && text.ends_with("tail"),
+            text.contains("| 6.1 | `tp_btf` | `a` | `b` | `l` | `r` | `s` |\n| 7.2 (newest) |")
+                && text.ends_with("tail"),
             "{text}"
         );
         assert_eq!(unsaid(&text, &rows), [""; 0]);

@@ -6,7 +6,7 @@ use crate::{
     ids::{ProcessKey, TICK_NS, Tgid},
     model::{
         rule::{self, Place},
-        snapshot::{Process, ProcessState, Subject, Tree},
+        snapshot::{Process, ProcessState, Resident, Subject, Tree},
         usage::TreeUsage,
     },
 };
@@ -14,6 +14,7 @@ use std::{
     cmp,
     collections::{HashMap, HashSet},
     mem,
+    sync::Arc,
 };
 
 impl Processes {
@@ -114,6 +115,25 @@ impl Processes {
         for (key, _, rule) in changed {
             if let Some(tree) = self.trees.edit(key) {
                 tree.rule = rule;
+            }
+        }
+    }
+
+    /// Sums up what the running processes of each tree have in memory.
+    pub(super) fn sum_resident(&mut self) {
+        let mut sums: HashMap<ProcessKey, Resident> = HashMap::new();
+        for process in self.running.values().filter_map(|key| self.accounts.find(*key)) {
+            if let Some(resident) = &process.subject.resident {
+                sums.entry(process.tree.key()).and_modify(|sum| sum.add(resident)).or_insert(*resident);
+            }
+        }
+        let stale = |(key, tree): (ProcessKey, &Arc<Tree>)| {
+            let now = sums.get(&key).copied();
+            (tree.subject.resident != now).then_some((key, now))
+        };
+        for (key, now) in self.trees.iter().filter_map(stale).collect::<Vec<_>>() {
+            if let Some(tree) = self.trees.edit(key) {
+                tree.subject.resident = now;
             }
         }
     }

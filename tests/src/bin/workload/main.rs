@@ -11,6 +11,7 @@ mod block_io;
 mod handshake;
 mod page_fault;
 mod processes;
+mod resident;
 mod system;
 
 use anyhow::{Result, bail};
@@ -81,6 +82,8 @@ fn obey(line: &str, report: &mut Report) -> Result<()> {
         "vanish" => processes::vanish(&mut arguments, report),
         "reuse-pid" => processes::reuse_pid(&mut arguments, report),
         "in-namespace" => processes::in_namespace(&mut arguments, report),
+        "keep" => resident::keep(&mut arguments, report),
+        "give-back" => resident::give_back(&mut arguments, report),
         "exec" => processes::exec(&mut arguments),
         "exit" => processes::exit(&mut arguments),
         "ask" => ask::ask(&mut arguments, report),

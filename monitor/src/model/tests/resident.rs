@@ -1,0 +1,54 @@
+//! What is in memory: the latest counts, their changes, and sums over trees.
+
+use super::*;
+use monitor_common::resident::{ANON, FILE, Pages};
+use snapshot::Resident;
+
+fn pages(time: u64, owners: &[(Owner, i64)]) -> Sample {
+    let pages = |&(owner, anon): &(Owner, i64)| {
+        (Owner { cgroup: 0, ..owner }, Pages { space: 1, pages: std::array::from_fn(|kind| [-3, anon, 0, 0][kind]) })
+    };
+    let counters = Some(Counters { resident: owners.iter().map(pages).collect(), ..Counters::default() });
+    Sample { time: BootTime(time), counters, ..Sample::default() }
+}
+
+fn anon(resident: Option<Resident>) -> Option<(u64, u64)> {
+    resident.map(|resident| (resident.bytes[ANON] / PAGE, resident.processes))
+}
+
+#[test]
+fn the_latest_counts_stand_and_their_changes_have_signs() {
+    let mut model = model();
+    let (parent, child) = (owner(10, 2), owner(11, 2));
+    model.take(&moments(0, vec![fork(0, &owner(1, 1), parent), fork(0, &parent, child)]));
+    model.take(&pages(0, &[(parent, 100), (child, 10)]));
+    snapshot(&mut model, SECOND);
+    model.take(&pages(2 * SECOND, &[(parent, 40), (child, 30)]));
+    let second = snapshot(&mut model, 3 * SECOND);
+    assert_eq!(anon(find(&second, 10).subject.resident), Some((40, 1)));
+    assert_eq!(find(&second, 10).subject.resident.unwrap().bytes[FILE], 0, "less than none is none");
+    assert_eq!(find(&second, 10).subject.rates.resident[ANON], -60.0 / 2.0 * PAGE as f64);
+    assert_eq!(find(&second, 11).subject.rates.resident[ANON], 20.0 / 2.0 * PAGE as f64);
+    let tree = &second.trees[1];
+    assert_eq!((anon(tree.subject.resident), tree.subject.rates.resident[ANON]), (Some((70, 2)), -20.0 * PAGE as f64));
+
+    model.take(&moments(4 * SECOND, vec![exit(4 * SECOND, child, 0)]));
+    let harvest = model.take(&pages(5 * SECOND, &[(child, 30)])).harvest;
+    assert_eq!(harvest.resident, [Owner { cgroup: 0, ..child }]);
+    let third = snapshot(&mut model, 5 * SECOND);
+    assert_eq!(anon(find(&third, 11).subject.resident), None);
+    assert_eq!(anon(third.trees[1].subject.resident), Some((40, 1)));
+    assert_eq!(third.trees[1].subject.rates.resident[ANON], -15.0 * PAGE as f64);
+}
+
+#[test]
+fn what_was_there_before_the_agent_is_no_change() {
+    let mut model = Model::new(BootTime(60 * SECOND), RETENTION, "v2", Vec::new());
+    let old = owner(10, 2);
+    model.take(&moments(61 * SECOND, vec![fork(61 * SECOND, &owner(1, 1), old)]));
+    snapshot(&mut model, 61 * SECOND);
+    model.take(&pages(62 * SECOND, &[(old, 100)]));
+    let first = snapshot(&mut model, 62 * SECOND);
+    assert_eq!(anon(find(&first, 10).subject.resident), Some((100, 1)));
+    assert_eq!(find(&first, 10).subject.rates.resident[ANON], 0.0);
+}
