@@ -13,7 +13,8 @@ use crate::{
     gpu::GpuStanding,
     ids::{CgroupId, ProcessId, TICK_NS, Tgid},
     mark::{Inbox, Mark, Told, WAITING},
-    model::snapshot::{Process, Snapshot},
+    model::snapshot::{Process, Resident, Snapshot},
+    source::Source,
     time::BootTime,
 };
 use axum::body::Bytes;
@@ -515,6 +516,37 @@ async fn health_says_why_it_is_degraded_and_what_the_agent_costs() {
     assert_eq!(health["cost"]["resident_bytes"], 6 << 20);
     assert_eq!(health["cost"]["programs"][0]["mean_ns"].as_f64().map(f64::round), Some(50.0));
     assert_eq!(health["cost"]["programs"][1]["mean_ns"], Value::Null);
+}
+
+#[tokio::test]
+async fn a_source_that_the_kernel_is_too_old_for_is_null_and_no_fault() {
+    let mut snapshot = fixtures::snapshot();
+    let mut coverage = Arc::unwrap_or_clone(snapshot.coverage);
+    for source in coverage.0.iter_mut().filter(|source| source.source == Source::Requests) {
+        (source.state, source.rung, source.too_old) = (State::Unavailable, None, true);
+    }
+    snapshot.coverage = Arc::new(coverage);
+    let server = Server::of(snapshot);
+    let health = server.json("/v1/health").await;
+    assert_eq!(health["coverage"]["requests"]["too_old"], true);
+    assert!(!health["reasons"].to_string().contains("requests"), "{}", health["reasons"]);
+    let process = &server.json("/v1/processes?pid=10").await["processes"][0];
+    assert!(process["requests"].as_object().unwrap().values().all(Value::is_null), "{}", process["requests"]);
+}
+
+#[tokio::test]
+async fn what_is_in_memory_comes_with_its_error_once_for_each_process() {
+    let mut snapshot = fixtures::snapshot();
+    let resident = |processes| Some(Resident { bytes: [4096, 8192, 0, 0], processes });
+    Arc::make_mut(&mut snapshot.processes[0]).subject.resident = resident(1);
+    Arc::make_mut(&mut snapshot.trees[0]).subject.resident = resident(3);
+    let server = Server::of(snapshot);
+    let process = &server.json("/v1/processes?pid=10").await["processes"][0]["resident"];
+    assert_eq!((&process["file_bytes"], &process["anon_bytes"]), (&json!(4096), &json!(8192)));
+    assert_eq!(process["error_bytes"], 256 << 10);
+    assert_eq!(server.json("/v1/trees").await["trees"][0]["resident"]["error_bytes"], 3 * (256 << 10));
+    let unknown = &server.json("/v1/processes?pid=20").await["processes"][0]["resident"];
+    assert_eq!((&unknown["anon_bytes"], &unknown["error_bytes"]), (&Value::Null, &Value::Null));
 }
 
 #[tokio::test]
