@@ -17,6 +17,7 @@ use crate::{
     },
     time::BootTime,
 };
+use monitor_common::resident::ANON;
 use serde::Serialize;
 use std::{collections::HashMap, sync::Arc};
 
@@ -195,6 +196,7 @@ fn point(subject: &snapshot::Subject, time: BootTime) -> Point {
         requests_total: subject.totals.requests.as_ref().map(|requests| requests.counts().answered),
         mapped_net_bytes: Some(net(mapped, calls.unmapped_bytes + calls.mremap_shrunk_bytes)),
         heap_net_bytes: Some(net(calls.heap_grown_bytes, calls.heap_shrunk_bytes)),
+        resident_net_bytes: subject.resident.map(|resident| resident.bytes[ANON] as i64),
         ..Point::default()
     }
 }
