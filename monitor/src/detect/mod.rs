@@ -1,6 +1,6 @@
 //! What of the numbers is out of the ordinary: pure state machines. Time and data are arguments; nothing here reads a clock or a file.
 //!
-//! [`thresholds`] judges one snapshot by itself. The others judge one subject over time: a [`Judge`] feeds them its
+//! [`alerts`] judges one snapshot by itself. The others judge one subject over time: a [`Judge`] feeds them its
 //! [`Point`]s and sums them up in one [`Judgement`].
 
 mod allocation;
