@@ -11,7 +11,9 @@
 #![expect(missing_docs, unreachable_pub, reason = "the program macros wrap each function in a public one")]
 
 use aya_ebpf::{
+    Global,
     cty::c_void,
+    helpers::bpf_probe_read_kernel,
     macros::{btf_tracepoint, map},
     maps::{LruHashMap, PerCpuArray},
     programs::BtfTracePointContext,
@@ -32,6 +34,10 @@ static RESIDENT: LruHashMap<Owner, Pages> = LruHashMap::with_max_entries(limits:
 /// What each CPU saw last. Address space 0 is none.
 #[map]
 static SEEN: PerCpuArray<Pages> = PerCpuArray::with_max_entries(1, 0);
+
+/// 1 where the verifier knows a counter's type: it cannot follow an array of `atomic_long_t`, as there was before Linux 6.2.
+#[unsafe(no_mangle)]
+static COUNTS_TYPED: Global<u32> = Global::new(0);
 
 /// `TP_PROTO(struct mm_struct *mm, int member)`, and before Linux 6.2 `(…, long count)`
 #[btf_tracepoint(function = "rss_stat")]
@@ -148,26 +154,42 @@ unsafe fn all(memory: Kernel, space: u64) -> Pages {
     Pages { space, pages }
 }
 
+/// One of its counters.
+///
+/// # Safety
+/// `memory` must be an `mm_struct`, and `offset` that of a counter in it.
+#[inline(always)]
+unsafe fn count(memory: Kernel, offset: &Global<u32>) -> i64 {
+    // SAFETY: the caller's promise; the helper checks the address.
+    unsafe {
+        if COUNTS_TYPED.load() != 0 {
+            memory.read(offset)
+        } else {
+            bpf_probe_read_kernel((memory.0 + u64::from(offset.load())) as *const i64).unwrap_or_default()
+        }
+    }
+}
+
 #[inline(always)]
 unsafe fn file(memory: Kernel) -> i64 {
     // SAFETY: the caller's address space.
-    unsafe { memory.read(&fields::MM_FILE_PAGES) }
+    unsafe { count(memory, &fields::MM_FILE_PAGES) }
 }
 
 #[inline(always)]
 unsafe fn anon(memory: Kernel) -> i64 {
     // SAFETY: the caller's address space.
-    unsafe { memory.read(&fields::MM_ANON_PAGES) }
+    unsafe { count(memory, &fields::MM_ANON_PAGES) }
 }
 
 #[inline(always)]
 unsafe fn swap(memory: Kernel) -> i64 {
     // SAFETY: the caller's address space.
-    unsafe { memory.read(&fields::MM_SWAP_PAGES) }
+    unsafe { count(memory, &fields::MM_SWAP_PAGES) }
 }
 
 #[inline(always)]
 unsafe fn shmem(memory: Kernel) -> i64 {
     // SAFETY: the caller's address space.
-    unsafe { memory.read(&fields::MM_SHMEM_PAGES) }
+    unsafe { count(memory, &fields::MM_SHMEM_PAGES) }
 }

@@ -104,7 +104,8 @@ impl RssCounters {
 
     fn constants(self) -> impl Iterator<Item = Constant> {
         let names = ["MM_FILE_PAGES", "MM_ANON_PAGES", "MM_SWAP_PAGES", "MM_SHMEM_PAGES"];
-        names.into_iter().zip(0..).map(move |(name, place)| (name, self.first + place * self.step))
+        let counters = names.into_iter().zip(0..).map(move |(name, place)| (name, self.first + place * self.step));
+        counters.chain([("COUNTS_TYPED", self.by_cpu.into())])
     }
 }
 
