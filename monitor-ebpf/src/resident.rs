@@ -108,6 +108,10 @@ unsafe fn owner_of(memory: Kernel) -> Kernel {
 /// `memory` must be an `mm_struct`, and `task` null or a task.
 #[inline(always)]
 unsafe fn keep(memory: Kernel, task: Kernel, pages: &Pages) -> bool {
+    // Where its BTF says that a pointer may be null, the verifier wants to see that it is not.
+    if task.0 == 0 {
+        return false;
+    }
     // SAFETY: the caller's promise; null reads as zeroes.
     unsafe {
         if task.follow(&fields::TASK_MM) != memory {
