@@ -191,8 +191,10 @@ fn a_full_disk_leaves_rows_out_and_not_the_agent() -> Result<()> {
     agent.settle()?;
     let words = agent.words();
     agent.stop()?;
-    expect::exactly("lines about the full disk", words.matches("No space left on device").count(), 1)?;
-    expect::exactly("lines about its end", words.matches("are written to").count(), 1)?;
+    // While it fills up, a row or two may still find a block that was set aside for others.
+    let full = words.matches("No space left on device").count();
+    ensure!((1..=2).contains(&full), "the full disk is told {full} times: {words}");
+    expect::exactly("lines about its end", words.matches("are written to").count(), full)?;
     let step = |row: &Value| number(row, "step");
     let gap = step(&after[before.len()])? - step(&before[before.len() - 1])?;
     println!("{gap} steps from the last row before the gap to the first after it");
