@@ -135,6 +135,7 @@ const PAGE_FAULT: &[Rung] = &[
         cannot_tell: &["user_read", "user_write", "user_fetch", "kernel_read", "kernel_write"],
         caveats: &[
             "counted by sixteens: a process's faults are estimates",
+            "faults are missed while a task that reads a BPF map is preempted on their processor",
             "faults on a processor that comes on line later are not counted",
         ],
         ..Rung::new(

@@ -88,8 +88,9 @@ fn page_faults_are_the_same_by_every_rung() -> Result<()> {
         let all = count("user_total").context("no user_total")? + count("kernel_total").context("no kernel_total")?;
         let proc_faults: u64 = told.measured.iter().map(|measured| measured.proc_faults).sum();
         if rung == "software_event" {
-            // Each of three runs, in either mode, may be off by one period; and the kernel counts what /proc does.
-            expect::between(rung, proc_faults - proc_faults / 200, all, proc_faults + proc_faults / 200)?;
+            // Each run, in either mode, may be off by one period; and the kernel leaves out faults, without a word, while a task that
+            // reads a map is preempted on this CPU (`bpf_prog_active`), as the agent may be.
+            expect::between(rung, proc_faults - proc_faults / 100, all, proc_faults + proc_faults / 200)?;
             let kinds = told.columns.iter().filter(|(name, _)| name.contains("present"));
             let (known, unknown): (Vec<_>, Vec<_>) = kinds.partition(|(_, value)| value.is_some());
             ensure!(known.is_empty() && unknown.len() == 10, "{rung} cannot know kinds, yet tells {known:?}");
