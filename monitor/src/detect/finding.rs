@@ -218,11 +218,34 @@ impl Subject {
     }
 }
 
-/// Enough of a command line to know it by.
+/// Enough of a command line to know it by, without the directory of its program.
 fn shortened(command: &str) -> String {
     const MOST: usize = 48;
+    let program = command.split(' ').next().unwrap_or_default();
+    let command = &command[program.rfind('/').map_or(0, |slash| slash + 1)..];
     match command.char_indices().nth(MOST) {
         Some((end, _)) => format!("{}…", &command[..end]),
         None => command.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tree_is_called_by_its_program_without_directories() {
+        assert_eq!(shortened("/usr/bin/python3 /srv/app.py"), "python3 /srv/app.py");
+        assert_eq!(shortened("nginx: worker process /etc"), "nginx: worker process /etc");
+        assert_eq!(shortened(&format!("/bin/{}", "x".repeat(50))), format!("{}…", "x".repeat(48)));
+        assert_eq!(shortened(""), "");
+    }
+
+    #[test]
+    fn times_are_told_as_roughly_as_they_are_known() {
+        let told = [(59, "59s"), (3599, "59m"), (5432, "1h 30m"), (100_000, "1day 3h")];
+        for (seconds, words) in told {
+            assert_eq!(rough(Duration::from_secs(seconds)), words);
+        }
     }
 }

@@ -163,8 +163,9 @@ fn is_subject(cgroup: &Cgroup) -> bool {
 fn tree_point(tree: &Tree, time: BootTime) -> Option<Point> {
     let usage = tree.usage?;
     let resident_bytes = usage.resident_bytes?;
-    // What its processes share counts once, where that is known of all of them.
-    let shares = usage.shares.filter(|shares| shares.processes == tree.running);
+    // What its processes share counts once, where that is known of all of them. It is not read as often as all else, so that of a
+    // process alone it would only be older.
+    let shares = usage.shares.filter(|shares| tree.running > 1 && shares.processes == tree.running);
     let working_set_bytes = shares.map_or(resident_bytes, |shares| shares.private_bytes + shares.shared_bytes);
     let anon_bytes = usage.anon_bytes.map(|anon| anon + usage.swap_bytes.unwrap_or_default());
     Some(Point { working_set_bytes, anon_bytes, ..point(&tree.subject, time) })
@@ -220,7 +221,7 @@ mod tests {
     use super::{super::finding::Severity, *};
     use crate::{
         ids::Tgid,
-        model::usage::{CgroupUsage, TreeUsage},
+        model::usage::{CgroupUsage, TreeShares, TreeUsage},
         reading::{CgroupReading, MemoryReading},
         serve::fixtures,
     };
@@ -300,10 +301,13 @@ mod tests {
     fn a_tree_has_the_memory_of_its_processes_and_the_limit_of_its_cgroup() {
         let mut snapshot = fixtures::snapshot_with_memory();
         let resident_bytes = Some(9);
-        let usage = TreeUsage { resident_bytes, anon_bytes: Some(5), swap_bytes: Some(2), ..TreeUsage::default() };
+        // Shares of a process alone are older than all else that is known of it.
+        let shares = Some(TreeShares { private_bytes: 3, shared_bytes: 1, processes: 1 });
+        let (anon_bytes, swap_bytes) = (Some(5), Some(2));
+        let usage = TreeUsage { resident_bytes, anon_bytes, swap_bytes, shares, ..TreeUsage::default() };
         let limited = snapshot.cgroups.iter().find(|cgroup| limit(cgroup) == Some(8 << 20)).unwrap().id;
         let tree = Arc::make_mut(&mut snapshot.trees[0]);
-        (tree.usage, tree.cgroup) = (Some(usage), limited);
+        (tree.usage, tree.cgroup, tree.running) = (Some(usage), limited, 1);
         let mut told = Vec::new();
         each_subject(&snapshot, |key, point, _| {
             if key == Key::Tree(snapshot.trees[0].root.key()) {
