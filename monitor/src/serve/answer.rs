@@ -1,9 +1,10 @@
 //! Bodies of answers: written piece by piece as the client reads, so that a list of 100,000 costs no more than one piece.
 
 use super::{
+    health::CoverageView,
     select::Chosen,
     stats::Stats,
-    view::{Context, CoverageView, ListView, Listed, SnapshotView},
+    view::{Context, ListView, Listed, SnapshotView},
 };
 use crate::{
     gpu::Gpu,

@@ -14,9 +14,10 @@ mod findings;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod gpu;
+mod health;
 mod loopback;
 mod metrics;
-mod marks;
+mod posts;
 mod problem;
 mod recorded;
 mod routes;

@@ -4,12 +4,14 @@ use super::{
     access::Caller,
     answer, caller, events,
     findings::FindingsView,
-    loopback, marks,
+    health::HealthView,
+    loopback,
     metrics::{self, Format, Teller},
+    posts,
     problem::Problem,
     select::{self, Parameters, Selected, Selection},
     stats::Stats,
-    view::{HealthView, WholeHostView},
+    view::WholeHostView,
 };
 use crate::{
     detect::{Findings, Resets},
@@ -138,8 +140,8 @@ pub(super) fn router(shared: Shared) -> Router {
         .route(STATS, get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
-        .route(MARKS, post(marks::post).layer(marks::body_limit()).fallback(marks::post_only))
-        .route(RESET, post(marks::reset).layer(marks::body_limit()).fallback(marks::post_only))
+        .route(MARKS, post(posts::post_mark).layer(posts::body_limit()).fallback(posts::post_only))
+        .route(RESET, post(posts::post_reset).layer(posts::body_limit()).fallback(posts::post_only))
         .route("/metrics", get(exposition))
         .fallback(nowhere)
         .method_not_allowed_fallback(not_allowed)
@@ -150,8 +152,8 @@ pub(super) fn router(shared: Shared) -> Router {
 pub(super) fn workload_router(shared: Shared) -> Router {
     Router::new()
         .route(STATS, get(stats))
-        .route(MARKS, post(marks::post).layer(marks::body_limit()).fallback(marks::post_only))
-        .route(RESET, post(marks::reset).layer(marks::body_limit()).fallback(marks::post_only))
+        .route(MARKS, post(posts::post_mark).layer(posts::body_limit()).fallback(posts::post_only))
+        .route(RESET, post(posts::post_reset).layer(posts::body_limit()).fallback(posts::post_only))
         .fallback(elsewhere)
         .method_not_allowed_fallback(not_allowed)
         .with_state(shared)

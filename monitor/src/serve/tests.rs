@@ -1,5 +1,7 @@
 //! The whole server on a real socket, asked by plain bytes: what is answered, to whom, and how it ends.
 
+mod posts;
+
 use super::{
     Claim, claim, claim_for_workloads, fixtures,
     routes::{ENDPOINTS, MARKS, Origin, RESET, STATS, Shared},
@@ -270,40 +272,6 @@ async fn a_connection_to_the_workloads_socket_serves_one_request() {
 }
 
 #[tokio::test]
-async fn marks_that_are_refused_are_problems() {
-    let server = Server::start();
-    let large = format!("{{\"step\": 1{}}}", " ".repeat(16 << 10));
-    for (path, body, status, words) in [
-        (MARKS, "{\"step\": \"five\"}", 400, "step takes a whole number"),
-        (MARKS, "{", 400, "not JSON"),
-        (MARKS, &large, 413, "at most 16384 bytes"),
-        ("/v1/marks?no=1", "{\"step\": 1}", 400, "no"),
-    ] {
-        let answer = server.post(path, body.as_bytes()).await;
-        assert_eq!((answer.status, answer.kind.as_str()), (status, "application/problem+json"), "{body:.40}");
-        assert!(answer.body.contains(words), "{}", answer.body);
-    }
-    let answer = server.ask(&format!("GET {MARKS}")).await;
-    assert_eq!((answer.status, answer.kind.as_str()), (405, "application/problem+json"));
-    assert!(answer.body.contains("/v1/marks takes POST, not GET"), "{}", answer.body);
-}
-
-#[tokio::test]
-async fn a_mark_that_finds_no_room_is_refused() {
-    let server = Server::start();
-    for tree in 0..WAITING {
-        let key = ProcessId { tgid: Tgid(tree as u32 + 1), start_ns: 0 }.key();
-        let told = Told { time: BootTime(0), by: None, mark: Mark { step: Some(1), ..Mark::default() } };
-        server.marks.post(Some(key), told).unwrap();
-    }
-    let answer = server.post(MARKS, b"{\"step\": 1}").await;
-    assert_eq!(answer.status, 503);
-    assert!(answer.body.contains("too many marks are waiting: post it again"), "{}", answer.body);
-    server.marks.close();
-    assert!(server.post(MARKS, b"{\"step\": 1}").await.body.contains("the agent is ending"));
-}
-
-#[tokio::test]
 async fn findings_are_told_with_what_they_rest_on() {
     let server = Server::start();
     let told = server.json("/v1/findings").await;
@@ -322,24 +290,6 @@ async fn findings_are_told_with_what_they_rest_on() {
     assert_eq!(finding["bytes_per_1000_requests"], Value::Null, "requests are not counted");
     assert!(finding["since_ns"].as_u64() < told["time_ns"].as_u64());
     assert!(finding["evidence"]["time_ns"].as_u64() <= told["time_ns"].as_u64());
-}
-
-#[tokio::test]
-async fn detectors_are_told_to_begin_anew_with_a_tree() {
-    let server = Server::start();
-    let answer = server.post(RESET, b"{\"pid\": 11}").await;
-    assert_eq!((answer.status, serde_json::from_str::<Value>(&answer.body).unwrap()), (202, json!({"tree": 10})));
-    assert_eq!(server.resets.take().iter().map(|tree| tree.tgid.0).collect::<Vec<_>>(), [10]);
-    for (body, status, words) in [
-        ("{\"pid\": 30}", 404, "no process 30 runs"),
-        ("{\"pids\": 10}", 400, "the body is not such as"),
-        ("[", 400, "the body is not such as"),
-    ] {
-        let answer = server.post(RESET, body.as_bytes()).await;
-        assert_eq!(answer.status, status, "{body}");
-        assert!(answer.body.contains(words), "{}", answer.body);
-    }
-    assert_eq!(server.resets.take(), []);
 }
 
 #[tokio::test]

@@ -30,13 +30,13 @@ const BODY_BYTES: usize = 16 << 10;
 /// How long a body may take to come.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Holds for the bodies of marks.
+/// Holds for what is posted.
 pub(super) fn body_limit() -> DefaultBodyLimit {
     DefaultBodyLimit::max(BODY_BYTES)
 }
 
 /// 202 with the mark as it was understood; the next snapshot carries it.
-pub(super) async fn post(
+pub(super) async fn post_mark(
     State(shared): State<Shared>,
     caller: Option<Extension<Caller>>,
     given: Given,
@@ -57,7 +57,7 @@ pub(super) async fn post(
 }
 
 /// 202 with the root of the tree whose detectors begin anew at the next tick.
-pub(super) async fn reset(
+pub(super) async fn post_reset(
     State(shared): State<Shared>,
     caller: Option<Extension<Caller>>,
     given: Given,
