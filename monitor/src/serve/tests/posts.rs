@@ -1,6 +1,22 @@
-//! What is posted and refused, and resets.
+//! Marks and resets: handed over, or refused.
 
 use super::*;
+
+#[tokio::test]
+async fn a_mark_is_handed_over_and_told_as_it_was_understood() {
+    let server = Server::start();
+    let answer = server.post(MARKS, br#"{"step": 5, "labels": {"run": "a"}}"#).await;
+    assert_eq!((answer.status, answer.kind.as_str()), (202, "application/json"));
+    let told: Value = serde_json::from_str(&answer.body).unwrap();
+    assert_eq!(told, json!({"step": 5, "epoch": null, "labels": {"run": "a"}}));
+    let labels = Some([("run".to_owned(), "a".to_owned())].into());
+    let told = server.marks.take();
+    assert_eq!((told.len(), told[0].by), (1, Some(own_id())));
+    assert_eq!(told[0].mark, Mark { step: Some(5), epoch: None, labels });
+    assert_eq!(server.post(MARKS, br#"{"step": 6, "pid": 20}"#).await.status, 202);
+    assert_eq!(server.marks.take()[0].by.map(|id| id.tgid), Some(Tgid(20)));
+    assert_eq!(server.post(MARKS, br#"{"step": 6, "pid": 30}"#).await.status, 404, "it has ended");
+}
 
 #[tokio::test]
 async fn marks_that_are_refused_are_problems() {
