@@ -39,20 +39,22 @@ impl Totals {
 ///
 /// The kernel opens accounts and adds to them; user space closes them when their process has been gone for long enough. Whose
 /// it is never changes between the two, so a reader that sees a count sees whose it is.
-#[repr(C)]
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Account {
-    /// Whose it is.
-    pub owner: Owner,
+    /// What it counts: with its use, the one cache line that a message takes.
+    pub totals: Totals,
     /// How often it was closed: another use of it is another account.
     pub usage: u32,
     /// Always 0.
     pub reserved: u32,
-    /// What it counts.
-    pub totals: Totals,
+    /// Whose it is.
+    pub owner: Owner,
+    /// Always 0: to a whole cache line.
+    pub reserved_to_end: [u64; 5],
 }
 
-const _: () = assert!(size_of::<Account>() == 88);
+const _: () = assert!(size_of::<Account>() == 128);
 
 /// What is known of one accepted socket; kept in the kernel only, with the socket.
 #[repr(C)]
@@ -65,10 +67,10 @@ pub struct Socket {
     pub account: u32,
     /// Which use of the account.
     pub usage: u32,
+    /// Process of who transferred something last.
+    pub tgid: u32,
     /// One of [`phase`].
     pub phase: u32,
-    /// Always 0.
-    pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<Socket>() == 24);

@@ -131,10 +131,10 @@ offsets! {
     BLKCG_CGROUP;
     /// `sock.__sk_common.skc_family`
     SOCK_FAMILY;
+    /// `sock.__sk_common.skc_num`
+    SOCK_NUM;
     /// `sock.sk_type`
     SOCK_TYPE;
-    /// `sock.sk_bpf_storage`
-    SOCK_BPF_STORAGE;
     /// `unix_sock.addr`; absent where Unix sockets are in a module.
     UNIX_SOCK_ADDR;
     /// `unix_address.refcnt.refs.counter`

@@ -41,6 +41,9 @@ static KEYS: HashMap<Owner, u32> = HashMap::with_max_entries(limits::REQUESTS_OW
 /// Those that can be opened.
 #[map]
 static FREE: Queue<u32> = Queue::with_max_entries(limits::REQUESTS_OWNERS, 0);
+/// Whether a TCP socket was accepted on any of eight ports.
+#[map]
+static PORTS: Array<[u8; PORTS_BYTES]> = Array::with_max_entries(1, 0);
 /// Accepted sockets.
 #[btf_map]
 static SOCKETS: SkStorage<Socket> = SkStorage::new();
@@ -52,6 +55,8 @@ mod state {
     pub(super) const CLOSE_WAIT: i32 = 8;
 }
 
+/// A place for every eight ports.
+const PORTS_BYTES: usize = 65_536 / 8;
 const AF_UNIX: u16 = 1;
 const SOCK_STREAM: u16 = 1;
 const MSG_PEEK: i32 = 2;
@@ -64,6 +69,12 @@ const ECONNRESET: i32 = 104;
 pub fn requests_state(ctx: BtfTracePointContext) -> i32 {
     let (before, now): (i32, i32) = (ctx.arg(1), ctx.arg(2));
     if before == state::SYN_RECV && now == state::ESTABLISHED {
+        // SAFETY: the tracepoint's socket, and the map's value, which only ever becomes 1.
+        unsafe {
+            if let Some(seen) = port_of(Kernel(ctx.arg(0))) {
+                *seen = 1;
+            }
+        }
         accepted(&ctx, ctx.arg(0));
     } else if matches!(before, state::ESTABLISHED | state::CLOSE_WAIT) && now != state::CLOSE_WAIT {
         // Nothing can be sent any more.
@@ -83,7 +94,7 @@ pub fn requests_received(ctx: BtfTracePointContext) -> i32 {
     if bytes < 0 || flags & MSG_PEEK != 0 {
         return 0;
     }
-    let Some(socket) = find(ctx.arg(0)).or_else(|| first_seen(&ctx)) else { return 0 };
+    let Some(socket) = find_or_see(&ctx) else { return 0 };
     // SAFETY: the socket's own value, and one of the map.
     unsafe {
         if bytes == 0 {
@@ -114,7 +125,7 @@ pub fn requests_sent(ctx: BtfTracePointContext) -> i32 {
         }
         return 0;
     }
-    let Some(socket) = find(ctx.arg(0)).or_else(|| first_seen(&ctx)) else { return 0 };
+    let Some(socket) = find_or_see(&ctx) else { return 0 };
     // SAFETY: the socket's own value, and one of the map.
     unsafe {
         let Some(totals) = totals(&ctx, socket) else { return 0 };
@@ -131,17 +142,39 @@ pub fn requests_sent(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// A socket's value, where it was accepted.
+/// The value of a tracepoint's socket, where it was accepted.
 #[inline(always)]
 fn find(socket: *const c_void) -> Option<*mut Socket> {
-    // Most sockets of a machine have no storage of any kind, and are spared the call.
-    // SAFETY: a tracepoint's socket.
-    let known = fields::SOCK_BPF_STORAGE.load() == fields::ABSENT
-        || unsafe { Kernel(socket as u64).typed_read::<u64>(&fields::SOCK_BPF_STORAGE) } != 0;
-    if !known {
-        return None;
-    }
     storage(socket, core::ptr::null_mut(), 0)
+}
+
+/// The value of the tracepoint's socket that transfers something, where it was accepted.
+#[inline(always)]
+fn find_or_see(ctx: &BtfTracePointContext) -> Option<*mut Socket> {
+    let socket = Kernel(ctx.arg(0));
+    // SAFETY: the tracepoint's socket, and the map's value.
+    unsafe {
+        if socket.typed_read::<u16>(&fields::SOCK_FAMILY) == AF_UNIX {
+            return find(ctx.arg(0)).or_else(|| first_seen(ctx));
+        }
+        // Whether a socket has storage is told in a cache line that nobody else needs; its port in one that was just used.
+        if *port_of(socket)? == 0 {
+            return None;
+        }
+    }
+    find(ctx.arg(0))
+}
+
+/// Whether sockets of a TCP socket's port were accepted.
+///
+/// # Safety
+/// It must be a socket.
+#[inline(always)]
+unsafe fn port_of(socket: Kernel) -> Option<*mut u8> {
+    // SAFETY: the caller's promise.
+    let port = unsafe { socket.typed_read::<u16>(&fields::SOCK_NUM) };
+    // SAFETY: the index is below the value's length.
+    Some(unsafe { PORTS.get_ptr_mut(0)?.cast::<u8>().add(usize::from(port >> 3)) })
 }
 
 /// Makes a socket's value: it was accepted.
@@ -163,13 +196,13 @@ fn storage(socket: *const c_void, value: *mut c_void, flags: u64) -> Option<*mut
 }
 
 /// A socket that nothing is known of transfers something: remembers it where it is a Unix socket that was accepted.
-#[inline(always)]
+#[cold]
+#[inline(never)]
 fn first_seen(ctx: &BtfTracePointContext) -> Option<*mut Socket> {
     let socket = Kernel(ctx.arg(0));
     // SAFETY: the tracepoint's socket, and what its fields point to.
     unsafe {
         if fields::UNIX_SOCK_ADDR.load() == fields::ABSENT
-            || socket.typed_read::<u16>(&fields::SOCK_FAMILY) != AF_UNIX
             || socket.typed_read::<u16>(&fields::SOCK_TYPE) != SOCK_STREAM
         {
             return None;
@@ -191,21 +224,24 @@ fn first_seen(ctx: &BtfTracePointContext) -> Option<*mut Socket> {
 /// # Safety
 /// `socket` must be a value of the map.
 #[inline(always)]
-unsafe fn totals(ctx: &impl EbpfContext, socket: *mut Socket) -> Option<*mut Totals> {
+unsafe fn totals(ctx: &BtfTracePointContext, socket: *mut Socket) -> Option<*mut Totals> {
     // SAFETY: the running task; the caller's value, and one of the other map.
     unsafe {
         let task = Kernel::typed_current_task();
         let cgroups = task.typed_read::<u64>(&fields::TASK_CGROUPS);
+        let tgid = task.typed_read::<u32>(&fields::TASK_TGID);
+        if (*socket).cgroups != cgroups || (*socket).tgid != tgid {
+            change_account(ctx, socket)?;
+            (*socket).cgroups = cgroups;
+            (*socket).tgid = tgid;
+        }
         let account = ACCOUNTS.get_ptr_mut((*socket).account)?;
         // An account outlives its process for as long as no pid is used again.
-        if (*socket).cgroups == cgroups
-            && (*account).usage == (*socket).usage
-            && (*account).owner.tgid == task.typed_read::<u32>(&fields::TASK_TGID)
-        {
+        if (*account).usage != (*socket).usage {
+            change_account(ctx, socket)?;
+            let account = ACCOUNTS.get_ptr_mut((*socket).account)?;
             return Some(&raw mut (*account).totals);
         }
-        let account = change_account(ctx, socket)?;
-        (*socket).cgroups = cgroups;
         Some(&raw mut (*account).totals)
     }
 }
@@ -214,8 +250,9 @@ unsafe fn totals(ctx: &impl EbpfContext, socket: *mut Socket) -> Option<*mut Tot
 ///
 /// # Safety
 /// `socket` must be a value of the map.
-#[inline(always)]
-unsafe fn change_account(ctx: &impl EbpfContext, socket: *mut Socket) -> Option<*mut Account> {
+#[cold]
+#[inline(never)]
+unsafe fn change_account(ctx: &BtfTracePointContext, socket: *mut Socket) -> Option<()> {
     let owner = owner::current();
     let number = find_account(&owner).or_else(|| open_account(&owner)).unwrap_or_else(|| {
         if lose(|health| &mut health.map_full) {
@@ -236,7 +273,7 @@ unsafe fn change_account(ctx: &impl EbpfContext, socket: *mut Socket) -> Option<
         (*socket).account = number;
         (*socket).usage = usage;
     }
-    Some(account)
+    Some(())
 }
 
 /// The account for what cannot be attributed.
@@ -266,7 +303,8 @@ fn open_account(owner: &Owner) -> Option<u32> {
 ///
 /// # Safety
 /// `socket` must be a value of the map.
-#[inline(always)]
+#[cold]
+#[inline(never)]
 unsafe fn give_up(socket: *mut Socket, next: u32) {
     // SAFETY: the caller's promise, and a value of the other map.
     unsafe {

@@ -13,6 +13,8 @@ use tests::{
 };
 
 const CROWD: usize = 300;
+/// A want is told to be over when none was met for this long.
+const OVER_AFTER: Duration = Duration::from_secs(30);
 /// Where no records tell of processes they are looked for every 5 s.
 const THREE_SWEEPS: Duration = Duration::from_secs(16);
 
@@ -44,7 +46,7 @@ fn an_agent_with_few_descriptors_takes_no_living_process_for_gone() -> Result<()
         drop(clients);
         wait_until("an answer", PATIENCE, || Ok(agent.get("/v1/health").ok()))?;
         all_run(&agent, &pids)?;
-        wait_until("the want's end to be told", PATIENCE * slowness(), || {
+        wait_until("the want's end to be told", OVER_AFTER + PATIENCE * slowness(), || {
             Ok((said(&agent, "file descriptors are to be had again") == 1).then_some(()))
         })?;
         expect::exactly("times that the want was told", said(&agent, "no file descriptor is left"), 1)?;
