@@ -13,13 +13,13 @@ use crate::{
         node::{Node, Polled},
     },
     config::Config,
-    detect::{Findings, Resets, Watch},
+    detect::{Findings, Watch},
     doctor,
     event_log::{DEFAULT_CAPACITY, EventLog},
     history::{Identity, Limits, Origin, Recorder},
     ids::ProcessKey,
     kernel::{attach::Loader, support::Support},
-    mark::{Inbox, Told},
+    mark::Told,
     model::{Model, Retention, snapshot::Snapshot},
     output::{
         console::{Console, Form, Ticks},
@@ -94,17 +94,16 @@ pub async fn run(config: Config, claims: Claims, servers: &Handle) -> anyhow::Re
     let state = serve::State {
         snapshots: latest.clone(),
         findings: latest_findings,
-        resets: Arc::clone(&agent.resets),
         events: agent.events.clone(),
         doctor: agent.report.clone(),
         recording: agent.recorder.as_ref().map(Recorder::status),
         metrics_top: config.metrics.top as usize,
-        marks: Arc::clone(&agent.marks.of_node),
+        inboxes: agent.inboxes.clone(),
         socket: config.socket.as_path().into(),
         tick: config.tick,
     };
     let workloads = for_workloads.map(|listener| {
-        let state = serve::State { marks: Arc::clone(&agent.marks.of_workloads), ..state.clone() };
+        let state = serve::State { inboxes: agent.workload_inboxes.clone(), ..state.clone() };
         servers.spawn(serve::serve(listener, state, ending.clone()))
     });
     let metrics = scraped.map(|loopback| servers.spawn(serve::serve_metrics(loopback, state.clone(), ending.clone())));
@@ -161,9 +160,10 @@ struct Agent {
     events: Arc<EventLog>,
     recorder: Option<Recorder>,
     timeseries: Option<TimeSeries>,
-    marks: Marks,
+    /// Of what clients post, that of each socket.
+    inboxes: serve::Inboxes,
+    workload_inboxes: serve::Inboxes,
     watch: Watch,
-    resets: Arc<Resets>,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to ask what was lost: each program answers by a system call.
@@ -177,28 +177,6 @@ struct Agent {
 struct Published {
     snapshots: watch::Sender<Arc<Snapshot>>,
     findings: watch::Sender<Arc<Findings>>,
-}
-
-/// Marks that wait for the tick. Each socket has room of its own, so that nobody's marks keep out another socket's.
-#[derive(Default)]
-struct Marks {
-    of_node: Arc<Inbox>,
-    of_workloads: Arc<Inbox>,
-}
-
-impl Marks {
-    /// All that wait, in the order in which they came.
-    fn take(&self) -> Vec<Told> {
-        let mut all = self.of_node.take();
-        all.append(&mut self.of_workloads.take());
-        all.sort_by_key(|told| told.time);
-        all
-    }
-
-    fn close(&self) {
-        self.of_node.close();
-        self.of_workloads.close();
-    }
 }
 
 impl Agent {
@@ -218,6 +196,7 @@ impl Agent {
         let polled = Polled { cpu: config.cpu_monitoring, memory: config.memory_monitoring, io: config.io_monitoring };
         let (meter, recorder, timeseries) =
             (CostMeter::default(), start_recorder(config, &report)?, start_timeseries(config)?);
+        let inboxes = serve::Inboxes::default();
         let retention = Retention { keep: config.exited.keep, limit: config.exited.limit as usize };
         Ok(Self {
             collector,
@@ -231,9 +210,9 @@ impl Agent {
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
             recorder,
             timeseries,
-            marks: Marks::default(),
+            workload_inboxes: inboxes.beside(),
+            inboxes,
             watch: Watch::new(config.regression),
-            resets: Arc::default(),
             report: Arc::new(report),
             lost_before: 0,
             losses_at: Instant::now(),
@@ -268,7 +247,7 @@ impl Agent {
             tokio::select! {
                 () = end.reached() => {
                     // What happened until now is still told.
-                    self.marks.close();
+                    [&self.inboxes, &self.workload_inboxes].into_iter().for_each(serve::Inboxes::close);
                     self.publish(published);
                     return;
                 }
@@ -289,10 +268,19 @@ impl Agent {
     }
 
     fn take_moments(&mut self) {
-        let sample = Sample { time: BootTime::now(), moments: self.collector.moments(), ..Sample::default() };
-        if !sample.moments.is_empty() {
+        let tallies = self.waiting(|inboxes| inboxes.tallies.take(), |tally| tally.time);
+        let sample = Sample { time: BootTime::now(), moments: self.collector.moments(), tallies, ..Sample::default() };
+        if !sample.moments.is_empty() || !sample.tallies.is_empty() {
             self.take(sample);
         }
+    }
+
+    /// What waits of what was posted at both sockets, in the order in which it came.
+    fn waiting<T>(&self, take: impl Fn(&serve::Inboxes) -> Vec<T>, time: impl Fn(&T) -> BootTime) -> Vec<T> {
+        let mut all = take(&self.inboxes);
+        all.append(&mut take(&self.workload_inboxes));
+        all.sort_by_key(time);
+        all
     }
 
     fn between_ticks(&mut self) {
@@ -326,7 +314,7 @@ impl Agent {
         let sample = self.read();
         let time = sample.time;
         self.take(sample);
-        for Told { by, mark, .. } in self.marks.take() {
+        for Told { by, mark, .. } in self.waiting(|inboxes| inboxes.marks.take(), |told| told.time) {
             self.take(Sample { time, mark: Some(mark), marked: by, ..Sample::default() });
         }
         let polled = Sample {
@@ -336,7 +324,7 @@ impl Agent {
             gpus: Some(self.gpus.read(time)),
             coverage: Arc::new(self.collector.coverage()),
             cost: Arc::new(self.meter.read(&self.collector, time)),
-            resets: self.resets.take(),
+            resets: self.inboxes.resets.take(),
             ..Sample::default()
         };
         let sample = self.take(polled);

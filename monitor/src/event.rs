@@ -5,7 +5,7 @@ use crate::{
     time::BootTime,
 };
 use serde::Serialize;
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 /// One moment.
 #[derive(Clone, Debug, Serialize)]
@@ -108,6 +108,16 @@ pub enum Kind {
         bytes: i64,
         /// Why it failed, by the error's name, or null.
         error: Option<String>,
+    },
+    /// Requests that a program counted itself.
+    Requests {
+        /// Who served them.
+        #[serde(flatten)]
+        who: Who,
+        /// How many.
+        count: u64,
+        /// What was told of them.
+        labels: BTreeMap<String, String>,
     },
     /// A slow or failed I/O.
     BlockIo {

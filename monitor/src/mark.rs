@@ -5,19 +5,15 @@
 
 use crate::{
     ids::{ProcessId, ProcessKey, Tgid},
+    posted,
     time::BootTime,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use std::{
     collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-/// Labels of a mark at most.
-pub const LABELS: usize = 32;
-/// Bytes of a label's name, and of its value, at most.
-pub const LABEL_BYTES: usize = 256;
 /// Trees whose marks may wait for a tick; who posts one more is told so.
 pub const WAITING: usize = 64;
 
@@ -118,17 +114,13 @@ impl Posted {
     /// # Errors
     /// One sentence that names the field at fault and what it takes.
     pub fn parse(body: &[u8]) -> Result<Self, String> {
-        let value: Value = serde_json::from_slice(body).map_err(|error| format!("the body is not JSON: {error}"))?;
-        let Value::Object(fields) = value else {
-            return Err("the body is no object: send one such as {\"step\": 10, \"epoch\": 1}".to_owned());
-        };
         let (mut mark, mut pid) = (Mark::default(), None);
-        for (name, value) in fields.into_iter().filter(|(_, value)| !value.is_null()) {
+        for (name, value) in posted::fields(body, "{\"step\": 10, \"epoch\": 1}")? {
             match name.as_str() {
-                "step" => mark.step = Some(number(&name, &value)?),
-                "epoch" => mark.epoch = Some(number(&name, &value)?),
-                "labels" => mark.labels = Some(labels(value)?),
-                "pid" => pid = Some(process(&value)?),
+                "step" => mark.step = Some(posted::number(&name, &value)?),
+                "epoch" => mark.epoch = Some(posted::number(&name, &value)?),
+                "labels" => mark.labels = Some(posted::labels(value)?),
+                "pid" => pid = Some(posted::process(&value)?),
                 _ => return Err(format!("there is no field {name:?}: a mark has step, epoch, labels and pid")),
             }
         }
@@ -149,37 +141,6 @@ impl Mark {
             epoch: self.epoch.or(before.epoch),
             labels: self.labels.clone().or(before.labels),
         }
-    }
-}
-
-fn number(name: &str, value: &Value) -> Result<u64, String> {
-    value.as_u64().ok_or_else(|| format!("{name} takes a whole number from 0, not {value}"))
-}
-
-fn process(value: &Value) -> Result<Tgid, String> {
-    let pid = value.as_u64().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid != 0);
-    pid.map(Tgid).ok_or_else(|| format!("pid takes the number of a process, not {value}"))
-}
-
-fn labels(value: Value) -> Result<BTreeMap<String, String>, String> {
-    let Value::Object(fields) = value else {
-        return Err("labels takes an object of texts, such as {\"run\": \"a\"}".to_owned());
-    };
-    if fields.len() > LABELS {
-        return Err(format!("labels takes at most {LABELS} of them, not {}", fields.len()));
-    }
-    fields.into_iter().map(label).collect()
-}
-
-fn label((name, value): (String, Value)) -> Result<(String, String), String> {
-    let fits = |text: &str| text.len() <= LABEL_BYTES && !text.contains(char::is_control);
-    let limits = format!("at most {LABEL_BYTES} bytes, without control characters");
-    if name.is_empty() || !fits(&name) {
-        return Err(format!("labels takes names of {limits}"));
-    }
-    match value {
-        Value::String(value) if fits(&value) => Ok((name, value)),
-        _ => Err(format!("labels.{name} takes a text of {limits}")),
     }
 }
 
@@ -225,17 +186,6 @@ mod tests {
         assert!(refusal(r#"{"labels": {"loss": 1}}"#).starts_with("labels.loss takes a text"));
         assert!(refusal(r#"{"labels": {"a": "b\nc"}}"#).starts_with("labels.a takes a text"));
         assert!(refusal(r#"{"labels": {"": "b"}}"#).starts_with("labels takes names"));
-    }
-
-    #[test]
-    fn labels_are_bounded() {
-        let labels = |count: usize, bytes: usize| {
-            let labels: BTreeMap<_, _> = (0..count).map(|n| (format!("l{n}"), "x".repeat(bytes))).collect();
-            Posted::parse(&serde_json::to_vec(&serde_json::json!({ "labels": labels })).unwrap())
-        };
-        assert!(labels(LABELS, LABEL_BYTES).is_ok());
-        assert_eq!(labels(LABELS + 1, 1).unwrap_err(), "labels takes at most 32 of them, not 33");
-        assert!(labels(1, LABEL_BYTES + 1).unwrap_err().starts_with("labels.l0 takes a text of at most 256 bytes"));
     }
 
     #[test]

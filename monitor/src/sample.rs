@@ -8,6 +8,7 @@ use crate::{
     mark::Mark,
     raw,
     reading::Readings,
+    tally::Tally,
     time::BootTime,
 };
 use bytes::Bytes;
@@ -36,6 +37,8 @@ pub struct Sample {
     pub mark: Option<Mark>,
     /// A process of the tree that the mark is of; none where that is not known, as in recordings of before.
     pub marked: Option<ProcessId>,
+    /// Requests that programs counted themselves, since the sample before.
+    pub tallies: Vec<Tally>,
     /// Roots of the trees of which the detectors are to forget what they saw.
     pub resets: Vec<ProcessKey>,
     /// What was live, and what was lost.

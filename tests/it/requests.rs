@@ -3,8 +3,9 @@
 //!
 //! They need `apt-get install --no-install-recommends nginx redis-server redis-tools gunicorn python3-uvicorn`.
 
+use crate::socket::open_directory;
 use anyhow::{Context, Result, bail, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     fs,
     io::{Read, Write},
@@ -19,11 +20,13 @@ use std::{
     time::Duration,
 };
 use tests::{
-    Agent, Machine, Server,
+    Agent, Cgroup, Machine, Server, Workload, agent,
     clock::{PATIENCE, wait_until},
-    expect, json,
+    expect, http, json,
     server::NGINX_BODY,
 };
+
+const REQUESTS: &str = "/v1/requests";
 
 /// A connection of either kind.
 trait Connection: Read + Write {
@@ -412,4 +415,56 @@ fn processes_that_find_no_room_count_for_the_host_and_accounts_are_used_again() 
         child.wait()?;
     }
     agent.stop()
+}
+
+/// What a program counts itself is exact, also where the kernel counts nothing, is told as it was posted, and stays its cgroup's.
+#[test]
+fn requests_that_a_program_counts_itself_are_exact_and_keep_their_labels() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let directory = open_directory()?;
+    let [socket, record] = ["workloads.sock", "a.rec"].map(|name| directory.path().join(name).display().to_string());
+    let agent = Agent::start(&["--workload-socket", &socket, "--record", &record, "--set", "requests.enabled=false"])?;
+    let mut workload = Workload::start()?;
+    let cgroup = Cgroup::new("counts-itself")?;
+    cgroup.add(workload.pid())?;
+    workload.run("children 1")?;
+    agent.settle()?;
+    let mut posted = 0;
+    for count in 1..=50 {
+        let told = workload.run(&format!("ask {socket} {REQUESTS} {}", json!({"count": count})))?;
+        expect::exactly("status", json::count(&told, "status")?, 202)?;
+        posted += count;
+    }
+    let labelled = json!({"count": 7, "pid": workload.pid(), "labels": {"id": "r-1", "user": "ann"}});
+    let answer = http::post(agent.socket(), REQUESTS, &labelled.to_string())?;
+    expect::exactly("status", answer.status, 202)?;
+    posted += 7;
+    agent.settle()?;
+    let pid = workload.pid();
+    let process = agent.process(pid)?;
+    expect::exactly("posted", json::count(&process, "requests.posted_total")?, posted)?;
+    expect::exactly("turns", json::at(&process, "requests.requests_total")?, &Value::Null)?;
+    let of_tree = tree(&agent, json::count(&process, "tree")? as u32)?;
+    expect::exactly("posted of the tree", json::count(&of_tree, "posted_total")?, posted)?;
+    let events = agent.events(|event| event["event"] == "requests" && event["pid"] == pid)?;
+    let told: u64 = events.iter().filter_map(|event| event["count"].as_u64()).sum();
+    expect::exactly("told as events", told, posted)?;
+    let labels: Vec<_> = events.iter().map(|event| &event["labels"]).filter(|labels| !labels["id"].is_null()).collect();
+    expect::exactly("with labels", labels, vec![&json!({"id": "r-1", "user": "ann"})])?;
+    // Of another one's tree it may not.
+    let other = json!({"count": 1, "pid": std::process::id()});
+    let refused = workload.run(&format!("ask {socket} {REQUESTS} {other}"))?;
+    expect::exactly("status", json::count(&refused, "status")?, 403)?;
+
+    workload.run("release")?;
+    workload.send("exit 0")?;
+    workload.wait()?;
+    agent.settle()?;
+    let of_cgroup = agent.cgroup(&cgroup.path())?.context("the cgroup is not told")?;
+    expect::exactly("posted in the cgroup", json::count(&of_cgroup, "requests.posted_total")?, posted)?;
+    agent.stop()?;
+    let output = agent::run(&["query", "--from", &record, &format!("/v1/processes?pid={pid}")])?;
+    let recorded: Value = serde_json::from_slice(&output.stdout)?;
+    let recorded = json::count(&recorded["processes"][0], "requests.posted_total")?;
+    expect::exactly("posted, as recorded", recorded, posted)
 }

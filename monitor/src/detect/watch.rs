@@ -194,7 +194,7 @@ fn point(subject: &snapshot::Subject, time: BootTime) -> Point {
     let mapped = calls.mapped_anonymous_bytes + calls.mremap_grown_bytes;
     Point {
         time_seconds: time.0 as f64 / 1e9,
-        requests_total: subject.totals.requests.as_ref().map(|requests| requests.counts().answered),
+        requests_total: subject.totals.requests.as_ref().map(|requests| requests.served()),
         mapped_net_bytes: Some(net(mapped, calls.unmapped_bytes + calls.mremap_shrunk_bytes)),
         heap_net_bytes: Some(net(calls.heap_grown_bytes, calls.heap_shrunk_bytes)),
         resident_net_bytes: subject.resident.map(|resident| resident.bytes[ANON] as i64),

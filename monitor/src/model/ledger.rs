@@ -44,6 +44,8 @@ pub(super) enum Addition {
     BlockLatency(Key, Bucket, u64),
     /// With the most that were ever in flight, which does not add up.
     Requests(requests::Totals),
+    /// So many requests that their server counted itself.
+    Posted(u64),
     /// By how many bytes what is in memory changed, by kind: no counter, so nothing that is posted here.
     Resident([i64; resident::KINDS]),
 }

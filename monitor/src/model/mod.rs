@@ -23,6 +23,7 @@ use crate::{
     mark::Mark,
     reading::{MemoryReading, ProcessChange, Readings, Watched},
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
+    tally::Tally,
     time::BootTime,
 };
 use account::{Accounts, Counted};
@@ -127,7 +128,7 @@ impl Model {
         if let Some(counters) = &sample.counters {
             search.counters(counters);
         }
-        if let Some(id) = sample.marked {
+        for id in sample.marked.into_iter().chain(sample.tallies.iter().map(|tally| tally.by)) {
             search.process(id, CgroupId::default());
         }
         search.found.containers = self.cgroups.nameless(sample.time);
@@ -143,6 +144,10 @@ impl Model {
             // Told after it was taken in, so that names are the new ones.
             events.push(self.tell(moment));
         }
+        for tally in &sample.tallies {
+            events.push(self.count_posted(tally));
+        }
+        events.sort_by_key(|event| event.time_ns);
         let mut harvest = Harvest::default();
         if let Some(counters) = &sample.counters {
             self.count(counters);
@@ -345,6 +350,18 @@ impl Model {
             let bytes = pages.pages.map(|pages| pages.max(0) as u64 * PAGE);
             self.processes.resident(owner, Resident { bytes, processes: 1 }, self.since);
         }
+    }
+
+    /// Adds requests that a process counted itself to everyone they belong to, and tells of them.
+    fn count_posted(&mut self, tally: &Tally) -> Event {
+        let cgroup = self.processes.find(tally.by).map(|process| process.cgroup).unwrap_or_default();
+        let id = tally.by;
+        let owner = Owner { cgroup: cgroup.0, start_ns: id.start_ns, tgid: id.tgid.0, reserved: 0 };
+        let addition = Addition::Posted(tally.count);
+        self.host.totals.apply(&addition);
+        self.processes.apply(&owner, &addition);
+        self.cgroups.apply(cgroup, &addition);
+        self.tell_tally(&owner, tally)
     }
 
     fn exit(&mut self, id: ProcessId, time: BootTime, wait_status: Option<u32>) {

@@ -6,6 +6,7 @@ use crate::{
     event::{Event, Kind, Who},
     ids::{CgroupId, DeviceId, ProcessId, Tid},
     sample::{Moment, What},
+    tally::Tally,
 };
 use monitor_common::{Owner, address_space::call, block_io::operation};
 
@@ -49,6 +50,12 @@ impl Model {
             },
         };
         Event { time_ns: moment.time, kind }
+    }
+
+    /// The event that requests are told as.
+    pub(super) fn tell_tally(&self, owner: &Owner, tally: &Tally) -> Event {
+        let (count, labels) = (tally.count, tally.labels.clone());
+        Event { time_ns: tally.time, kind: Kind::Requests { who: self.who_is(owner, None), count, labels } }
     }
 
     fn who_is(&self, owner: &Owner, command: Option<&[u8]>) -> Who {

@@ -34,6 +34,8 @@ pub struct Requests {
     /// The most that are known to have been in flight at once. Of a process (in one cgroup) the kernel sees each; of several
     /// together, it is the most of any of them, or what they came to at the end of a tick.
     pub peak: u64,
+    /// Requests that their servers counted themselves.
+    pub posted: u64,
 }
 
 /// Block I/O of one subject.
@@ -109,6 +111,7 @@ impl Totals {
                 self.block_io.get_or_insert_default().add_latency(key, *bucket, *count);
             }
             Addition::Requests(new) => self.requests.get_or_insert_default().add(new),
+            Addition::Posted(count) => self.requests.get_or_insert_default().posted += count,
             Addition::Resident(_) => {}
         }
     }
@@ -156,7 +159,7 @@ impl Rates {
                 self.io_ops += new.count as f64;
                 self.io_wait += new.wait_ns as f64 / 1e9;
             }
-            Addition::BlockLatency(..) => {}
+            Addition::BlockLatency(..) | Addition::Posted(_) => {}
             Addition::Requests(new) => self.requests += new.answered as f64,
             Addition::Resident(change) => {
                 for (mine, new) in self.resident.iter_mut().zip(change) {
@@ -213,6 +216,11 @@ impl Requests {
     /// The counters.
     pub const fn counts(&self) -> &requests::Totals {
         &self.counts
+    }
+
+    /// Requests served: as their servers count them, where one does; else turns that were answered.
+    pub const fn served(&self) -> u64 {
+        if self.posted > 0 { self.posted } else { self.counts.answered }
     }
 
     /// Turns in flight.

@@ -130,6 +130,9 @@ pub(super) static BLOCK_IO: Group = Group {
     ],
 };
 
+/// What no source counts, but clients tell.
+const POSTED: &str = "posted_total";
+
 /// Turns of requests and answers.
 pub(super) static REQUESTS: Group = Group {
     name: "requests",
@@ -138,6 +141,7 @@ pub(super) static REQUESTS: Group = Group {
         ("requests_total", |s| turns(s, |t| t.answered)),
         ("requests_per_second", |s| Number::Rate(s.rates.requests)),
         ("unanswered_total", |s| turns(s, |t| t.unanswered)),
+        (POSTED, |s| Number::Count(s.totals.requests.as_deref().map_or(0, |requests| requests.posted))),
         ("connections_total", |s| turns(s, |t| t.connections)),
         ("received_bytes_total", |s| turns(s, |t| t.received_bytes)),
         ("sent_bytes_total", |s| turns(s, |t| t.sent_bytes)),
@@ -224,7 +228,7 @@ impl Field {
     /// Its value.
     pub(super) fn read(&self, subject: &Subject, context: &Context) -> Number {
         let (Self::Plain(group, (name, _)) | Self::Latency(group, (name, _), _)) = self;
-        if !context.tells(group.source, name) {
+        if *name != POSTED && !context.tells(group.source, name) {
             return Number::Missing;
         }
         match self {

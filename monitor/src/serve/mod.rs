@@ -31,6 +31,7 @@ mod usage;
 mod view;
 
 pub use loopback::{BindError, Loopback};
+pub use posts::Inboxes;
 pub use recorded::answer_recorded;
 pub use server::{State, serve, serve_metrics};
 pub use socket::{Claim, ClaimError, Listener, claim, claim_for_workloads};

@@ -1,5 +1,5 @@
-//! What clients may post, marks of training loops and resets of detectors: it is left for the agent's loop, the one writer, and
-//! never waits for it.
+//! What clients may post, marks of training loops, requests that programs count and resets of detectors: it is left for the
+//! agent's loop, the one writer, and never waits for it.
 
 use super::{
     access::Caller,
@@ -9,8 +9,10 @@ use super::{
     select,
 };
 use crate::{
+    detect::Resets,
     ids::Tgid,
-    mark::{Posted, Told},
+    mark,
+    tally::{self, Tally},
     time::BootTime,
 };
 use axum::{
@@ -22,7 +24,7 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::timeout;
 
 /// Bytes of a body at most.
@@ -35,6 +37,31 @@ pub(super) fn body_limit() -> DefaultBodyLimit {
     DefaultBodyLimit::max(BODY_BYTES)
 }
 
+/// Where what is posted waits for the agent's loop.
+#[derive(Clone, Debug, Default)]
+pub struct Inboxes {
+    /// Marks of training loops.
+    pub marks: Arc<mark::Inbox>,
+    /// Requests that programs count themselves.
+    pub tallies: Arc<tally::Inbox>,
+    /// Wishes that detectors begin anew.
+    pub resets: Arc<Resets>,
+}
+
+impl Inboxes {
+    /// Those of another socket, with room of their own for all that is kept, so that nobody keeps out another socket's.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self { resets: Arc::clone(&self.resets), ..Self::default() }
+    }
+
+    /// From here on nothing is taken.
+    pub fn close(&self) {
+        self.marks.close();
+        self.tallies.close();
+    }
+}
+
 /// 202 with the mark as it was understood; the next snapshot carries it.
 pub(super) async fn post_mark(
     State(shared): State<Shared>,
@@ -42,18 +69,30 @@ pub(super) async fn post_mark(
     given: Given,
     request: Request,
 ) -> Result<Response, Problem> {
-    select::no_parameters(given.parameters())?;
-    let Origin::Live { marks, .. } = &shared.origin else {
-        return Err(Problem::query("a recording takes no marks"));
-    };
-    let Posted { mark, pid } = Posted::parse(&body(request).await?).map_err(Problem::query)?;
+    let (inboxes, body) = received(&shared, &given, request).await?;
+    let mark::Posted { mark, pid } = mark::Posted::parse(&body).map_err(Problem::query)?;
     let snapshot = shared.snapshot();
     let by = caller::marked(&snapshot, caller.map(|Extension(caller)| caller), pid)?;
     // Who is in no snapshot yet has a place of its own: the model will know its tree.
     let place = by.map(|id| snapshot.process(id.key()).map_or(id, |process| process.tree).key());
-    let told = Told { time: BootTime::now(), by, mark: mark.clone() };
-    marks.post(place, told).map_err(|refused| Problem::new(StatusCode::SERVICE_UNAVAILABLE, refused.to_string()))?;
+    let told = mark::Told { time: BootTime::now(), by, mark: mark.clone() };
+    inboxes.marks.post(place, told).map_err(unavailable)?;
     Ok((StatusCode::ACCEPTED, Json(mark)).into_response())
+}
+
+/// 202 with the process that the requests are counted for.
+pub(super) async fn post_requests(
+    State(shared): State<Shared>,
+    caller: Option<Extension<Caller>>,
+    given: Given,
+    request: Request,
+) -> Result<Response, Problem> {
+    let (inboxes, body) = received(&shared, &given, request).await?;
+    let time = BootTime::now();
+    let tally::Posted { count, pid, labels } = tally::Posted::parse(&body).map_err(Problem::query)?;
+    let (_, process) = caller::asked(&shared, caller.map(|Extension(caller)| caller), pid).await?;
+    inboxes.tallies.post(Tally { time, by: process.id, count, labels }).map_err(unavailable)?;
+    Ok((StatusCode::ACCEPTED, Json(json!({ "pid": process.id.tgid, "count": count }))).into_response())
 }
 
 /// 202 with the root of the tree whose detectors begin anew at the next tick.
@@ -63,16 +102,25 @@ pub(super) async fn post_reset(
     given: Given,
     request: Request,
 ) -> Result<Response, Problem> {
-    select::no_parameters(given.parameters())?;
-    let Origin::Live { resets, .. } = &shared.origin else {
-        return Err(Problem::query("a recording cannot be reset"));
-    };
-    let pid = reset_pid(&body(request).await?)?;
-    let (_, process) = caller::asked(&shared, caller.map(|Extension(caller)| caller), pid).await?;
-    if !resets.post(process.tree.key()) {
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, "too many resets are waiting: post it again"));
+    let (inboxes, body) = received(&shared, &given, request).await?;
+    let (_, process) = caller::asked(&shared, caller.map(|Extension(caller)| caller), reset_pid(&body)?).await?;
+    if !inboxes.resets.post(process.tree.key()) {
+        return Err(unavailable("too many resets are waiting: post it again"));
     }
     Ok((StatusCode::ACCEPTED, Json(json!({ "tree": process.tree.tgid }))).into_response())
+}
+
+fn unavailable(reason: impl ToString) -> Problem {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason.to_string())
+}
+
+/// What was posted, and where such waits.
+async fn received<'a>(shared: &'a Shared, given: &Given, request: Request) -> Result<(&'a Inboxes, Bytes), Problem> {
+    select::no_parameters(given.parameters())?;
+    let Origin::Live { inboxes, .. } = &shared.origin else {
+        return Err(Problem::query("a recording takes nothing that is posted"));
+    };
+    Ok((inboxes, body(request).await?))
 }
 
 /// From nothing, or from an object with `pid` and nothing else.

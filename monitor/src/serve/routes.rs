@@ -1,6 +1,7 @@
 //! The endpoints.
 
 use super::{
+    Inboxes,
     access::Caller,
     answer, caller, events,
     findings::FindingsView,
@@ -14,11 +15,10 @@ use super::{
     view::WholeHostView,
 };
 use crate::{
-    detect::{Findings, Resets},
+    detect::Findings,
     event_log::EventLog,
     gpu::Gpu,
     history::{Identity, Status},
-    mark::Inbox,
     model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
     time::BootTime,
 };
@@ -57,6 +57,10 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
         MARKS,
         "POST {\"step\", \"epoch\", \"labels\"}: where a training loop is, for the snapshots to come; \"pid\" for another tree's",
     ),
+    (
+        REQUESTS,
+        "POST {\"count\", \"labels\"}: requests that a program counts itself, for the asking process; \"pid\" for another",
+    ),
     (RESET, "POST {\"pid\"}: the detectors forget what they saw of that process's tree, or of the asking process's"),
 ];
 
@@ -65,6 +69,8 @@ pub(super) const STATS: &str = "/v1/stats";
 
 /// Takes POST only.
 pub(super) const MARKS: &str = "/v1/marks";
+/// Takes POST only.
+pub(super) const REQUESTS: &str = "/v1/requests";
 /// Takes POST only.
 pub(super) const RESET: &str = "/v1/detectors/reset";
 
@@ -93,10 +99,8 @@ pub(super) enum Origin {
     Live {
         /// The recording that it makes.
         recording: Option<Arc<Status>>,
-        /// Where marks go.
-        marks: Arc<Inbox>,
-        /// Where wishes go that detectors begin anew.
-        resets: Arc<Resets>,
+        /// Where what clients post goes.
+        inboxes: Inboxes,
     },
     /// Those that another one would have given.
     Recorded(Identity),
@@ -141,6 +145,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
         .route(MARKS, post(posts::post_mark).layer(posts::body_limit()).fallback(posts::post_only))
+        .route(REQUESTS, post(posts::post_requests).layer(posts::body_limit()).fallback(posts::post_only))
         .route(RESET, post(posts::post_reset).layer(posts::body_limit()).fallback(posts::post_only))
         .route("/metrics", get(exposition))
         .fallback(nowhere)
@@ -153,6 +158,7 @@ pub(super) fn workload_router(shared: Shared) -> Router {
     Router::new()
         .route(STATS, get(stats))
         .route(MARKS, post(posts::post_mark).layer(posts::body_limit()).fallback(posts::post_only))
+        .route(REQUESTS, post(posts::post_requests).layer(posts::body_limit()).fallback(posts::post_only))
         .route(RESET, post(posts::post_reset).layer(posts::body_limit()).fallback(posts::post_only))
         .fallback(elsewhere)
         .method_not_allowed_fallback(not_allowed)
@@ -274,8 +280,9 @@ async fn elsewhere(State(shared): State<Shared>, uri: Uri) -> Problem {
         let detail = format!("{path} is told at {socket} only, to root and the group that socket_group names");
         return Problem::new(StatusCode::FORBIDDEN, detail);
     }
-    let detail =
-        format!("there is no {path} here, but {STATS}, {MARKS} and {RESET}; all else is told at {socket}, to root");
+    let detail = format!(
+        "there is no {path} here, but {STATS}, {MARKS}, {REQUESTS} and {RESET}; all else is told at {socket}, to root"
+    );
     Problem::new(StatusCode::NOT_FOUND, detail)
 }
 

@@ -1,21 +1,13 @@
 //! Connections: accepted, admitted or refused, served, and drained at the end.
 
 use super::{
-    Listener, Loopback,
+    Inboxes, Listener, Loopback,
     access::{Caller, Scope},
     events::ended,
     problem::Problem,
     routes::{self, Origin, Shared},
 };
-use crate::{
-    collect::descriptors,
-    detect::{Findings, Resets},
-    doctor,
-    event_log::EventLog,
-    history,
-    mark::Inbox,
-    model::snapshot::Snapshot,
-};
+use crate::{collect::descriptors, detect::Findings, doctor, event_log::EventLog, history, model::snapshot::Snapshot};
 use axum::{
     Extension, Router,
     body::{Body, Bytes},
@@ -91,8 +83,6 @@ pub struct State {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// What the detectors claim.
     pub findings: watch::Receiver<Arc<Findings>>,
-    /// Where wishes go that they begin anew.
-    pub resets: Arc<Resets>,
     /// The moments.
     pub events: Arc<EventLog>,
     /// What the host offers and how it was used.
@@ -101,8 +91,8 @@ pub struct State {
     pub recording: Option<Arc<history::Status>>,
     /// So many of each kind have metrics of their own.
     pub metrics_top: usize,
-    /// Where marks go.
-    pub marks: Arc<Inbox>,
+    /// Where what clients post goes.
+    pub inboxes: Inboxes,
     /// The socket where everything is told.
     pub socket: Arc<Path>,
     /// Time from one snapshot to the next.
@@ -141,8 +131,8 @@ impl State {
             log::error!("the doctor's report cannot be written as JSON: {error}");
             b"{}".to_vec()
         });
-        let Self { snapshots, findings, resets, events, recording, metrics_top, marks, socket, tick, .. } = self;
-        let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording, marks, resets });
+        let Self { snapshots, findings, events, recording, metrics_top, inboxes, socket, tick, .. } = self;
+        let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording, inboxes });
         let [least, most] = PATIENCE;
         let patience = (2 * tick).clamp(least, most);
         let shutdown = shutdown.clone();

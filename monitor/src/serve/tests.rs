@@ -3,20 +3,20 @@
 mod posts;
 
 use super::{
-    Claim, claim, claim_for_workloads, fixtures,
-    routes::{ENDPOINTS, MARKS, Origin, RESET, STATS, Shared},
+    Claim, Inboxes, claim, claim_for_workloads, fixtures,
+    routes::{ENDPOINTS, MARKS, Origin, REQUESTS, RESET, STATS, Shared},
     server,
 };
 use crate::{
     coverage::State,
-    detect::Resets,
     event::{Event, Kind},
     event_log::EventLog,
     gpu::GpuStanding,
     ids::{CgroupId, ProcessId, TICK_NS, Tgid},
-    mark::{Inbox, Mark, Told, WAITING},
+    mark::{Mark, Told, WAITING},
     model::snapshot::{Process, Resident, Snapshot},
     source::Source,
+    tally::Tally,
     time::BootTime,
 };
 use axum::body::Bytes;
@@ -40,8 +40,7 @@ use tokio::{
 struct Server {
     socket: PathBuf,
     events: Arc<EventLog>,
-    marks: Arc<Inbox>,
-    resets: Arc<Resets>,
+    inboxes: Inboxes,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
     snapshots: watch::Sender<Arc<Snapshot>>,
@@ -68,21 +67,20 @@ impl Server {
         let listener = claim(&socket).listen().unwrap();
         let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
         let (stop, shutdown) = watch::channel(false);
-        let (events, marks) = (Arc::new(EventLog::default()), Arc::new(Inbox::default()));
-        let (findings, resets) = (fixtures::findings(), Arc::new(Resets::default()));
+        let (events, inboxes) = (Arc::new(EventLog::default()), Inboxes::default());
         let shared = Shared {
             snapshots: receiver,
             events: Arc::clone(&events),
             doctor: Bytes::from_static(b"{\"facts\":[]}"),
-            findings: watch::channel(findings).1,
-            origin: Origin::Live { recording: None, marks: Arc::clone(&marks), resets: Arc::clone(&resets) },
+            findings: watch::channel(fixtures::findings()).1,
+            origin: Origin::Live { recording: None, inboxes: inboxes.clone() },
             metrics_top: 20,
             socket: Path::new("/where/all/is.sock").into(),
             patience,
             shutdown: shutdown.clone(),
         };
         let task = tokio::spawn(server::run(listener, shared, shutdown));
-        Self { socket, events, marks, resets, stop, task, snapshots, _directory: directory }
+        Self { socket, events, inboxes, stop, task, snapshots, _directory: directory }
     }
 
     async fn connect(&self) -> UnixStream {
@@ -158,7 +156,7 @@ async fn every_endpoint_listed_answers() {
     let server = Server::start();
     let index = server.json("/").await;
     assert_eq!(index["endpoints"].as_array().unwrap().len(), ENDPOINTS.len());
-    for (path, _) in ENDPOINTS.iter().filter(|(path, _)| ![MARKS, RESET].contains(path)) {
+    for (path, _) in ENDPOINTS.iter().filter(|(path, _)| ![MARKS, REQUESTS, RESET].contains(path)) {
         // Whoever asks here is not of the made-up machine, and so has no tree.
         let status = if *path == STATS { 503 } else { 200 };
         assert_eq!(server.ask(&format!("GET {path}")).await.status, status, "{path}");
@@ -199,8 +197,11 @@ async fn on_the_workloads_socket_a_process_asks_about_its_own_tree_and_nothing_e
     }
     refusals.dedup();
     assert_eq!(refusals.len(), 1, "who is not there is told of otherwise: {refusals:?}");
-    for path in
-        ENDPOINTS.iter().map(|(path, _)| *path).filter(|path| ![STATS, MARKS, RESET].contains(path)).chain(["/"])
+    for path in ENDPOINTS
+        .iter()
+        .map(|(path, _)| *path)
+        .filter(|path| ![STATS, MARKS, REQUESTS, RESET].contains(path))
+        .chain(["/"])
     {
         let answer = server.ask(&format!("GET {path}")).await;
         assert_eq!((answer.status, answer.kind.as_str()), (403, "application/problem+json"), "{path}");
@@ -209,7 +210,7 @@ async fn on_the_workloads_socket_a_process_asks_about_its_own_tree_and_nothing_e
     let nowhere = server.ask("GET /v2/trees").await;
     assert_eq!(nowhere.status, 404);
     assert!(
-        nowhere.body.contains("but /v1/stats, /v1/marks and /v1/detectors/reset")
+        nowhere.body.contains("but /v1/stats, /v1/marks, /v1/requests and /v1/detectors/reset")
             && nowhere.body.contains("/where/all/is.sock")
     );
     assert_eq!(server.ask("POST /v1/stats").await.status, 405);
@@ -219,10 +220,10 @@ async fn on_the_workloads_socket_a_process_asks_about_its_own_tree_and_nothing_e
 async fn on_the_workloads_socket_a_mark_is_of_who_posts_it() {
     let server = Server::for_workloads(snapshot_with_us(), Duration::ZERO);
     assert_eq!(server.post(MARKS, br#"{"step": 5}"#).await.status, 202);
-    assert_eq!(server.marks.take()[0].by, Some(own_id()));
+    assert_eq!(server.inboxes.marks.take()[0].by, Some(own_id()));
     let refused = server.post(MARKS, br#"{"step": 5, "pid": 20}"#).await;
     assert_eq!((refused.status, refused.kind.as_str()), (403, "application/problem+json"));
-    assert_eq!(server.marks.take(), []);
+    assert_eq!(server.inboxes.marks.take(), []);
 }
 
 #[tokio::test]
@@ -464,8 +465,9 @@ async fn a_source_that_the_kernel_is_too_old_for_is_null_and_no_fault() {
     let health = server.json("/v1/health").await;
     assert_eq!(health["coverage"]["requests"]["too_old"], true);
     assert!(!health["reasons"].to_string().contains("requests"), "{}", health["reasons"]);
-    let process = &server.json("/v1/processes?pid=10").await["processes"][0];
-    assert!(process["requests"].as_object().unwrap().values().all(Value::is_null), "{}", process["requests"]);
+    let mut requests = server.json("/v1/processes?pid=10").await["processes"][0]["requests"].clone();
+    assert_eq!(requests.as_object_mut().unwrap().remove("posted_total"), Some(json!(0)), "clients tell it");
+    assert!(requests.as_object().unwrap().values().all(Value::is_null), "{requests}");
 }
 
 #[tokio::test]

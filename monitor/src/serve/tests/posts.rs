@@ -1,4 +1,4 @@
-//! Marks and resets: handed over, or refused.
+//! Marks, requests and resets: handed over, or refused.
 
 use super::*;
 
@@ -10,11 +10,11 @@ async fn a_mark_is_handed_over_and_told_as_it_was_understood() {
     let told: Value = serde_json::from_str(&answer.body).unwrap();
     assert_eq!(told, json!({"step": 5, "epoch": null, "labels": {"run": "a"}}));
     let labels = Some([("run".to_owned(), "a".to_owned())].into());
-    let told = server.marks.take();
+    let told = server.inboxes.marks.take();
     assert_eq!((told.len(), told[0].by), (1, Some(own_id())));
     assert_eq!(told[0].mark, Mark { step: Some(5), epoch: None, labels });
     assert_eq!(server.post(MARKS, br#"{"step": 6, "pid": 20}"#).await.status, 202);
-    assert_eq!(server.marks.take()[0].by.map(|id| id.tgid), Some(Tgid(20)));
+    assert_eq!(server.inboxes.marks.take()[0].by.map(|id| id.tgid), Some(Tgid(20)));
     assert_eq!(server.post(MARKS, br#"{"step": 6, "pid": 30}"#).await.status, 404, "it has ended");
 }
 
@@ -43,12 +43,12 @@ async fn a_mark_that_finds_no_room_is_refused() {
     for tree in 0..WAITING {
         let key = ProcessId { tgid: Tgid(tree as u32 + 1), start_ns: 0 }.key();
         let told = Told { time: BootTime(0), by: None, mark: Mark { step: Some(1), ..Mark::default() } };
-        server.marks.post(Some(key), told).unwrap();
+        server.inboxes.marks.post(Some(key), told).unwrap();
     }
     let answer = server.post(MARKS, b"{\"step\": 1}").await;
     assert_eq!(answer.status, 503);
     assert!(answer.body.contains("too many marks are waiting: post it again"), "{}", answer.body);
-    server.marks.close();
+    server.inboxes.marks.close();
     assert!(server.post(MARKS, b"{\"step\": 1}").await.body.contains("the agent is ending"));
 }
 
@@ -57,7 +57,7 @@ async fn detectors_are_told_to_begin_anew_with_a_tree() {
     let server = Server::start();
     let answer = server.post(RESET, b"{\"pid\": 11}").await;
     assert_eq!((answer.status, serde_json::from_str::<Value>(&answer.body).unwrap()), (202, json!({"tree": 10})));
-    assert_eq!(server.resets.take().iter().map(|tree| tree.tgid.0).collect::<Vec<_>>(), [10]);
+    assert_eq!(server.inboxes.resets.take().iter().map(|tree| tree.tgid.0).collect::<Vec<_>>(), [10]);
     for (body, status, words) in [
         ("{\"pid\": 30}", 404, "no process 30 runs"),
         ("{\"pids\": 10}", 400, "the body is not such as"),
@@ -67,5 +67,38 @@ async fn detectors_are_told_to_begin_anew_with_a_tree() {
         assert_eq!(answer.status, status, "{body}");
         assert!(answer.body.contains(words), "{}", answer.body);
     }
-    assert_eq!(server.resets.take(), []);
+    assert_eq!(server.inboxes.resets.take(), []);
+}
+
+#[tokio::test]
+async fn requests_are_counted_for_who_posts_them_or_whom_root_names() {
+    let server = Server::of(snapshot_with_us());
+    let answer = server.post(REQUESTS, br#"{"count": 3, "labels": {"id": "a"}}"#).await;
+    let own = std::process::id();
+    assert_eq!((answer.status, serde_json::from_str(&answer.body).unwrap()), (202, json!({"pid": own, "count": 3})));
+    assert_eq!(server.post(REQUESTS, br#"{"count": 4, "pid": 20}"#).await.status, 202);
+    let told = server.inboxes.tallies.take();
+    let of = |tally: &Tally| (tally.by.tgid.0, tally.count, tally.labels.len());
+    assert_eq!(told.iter().map(of).collect::<Vec<_>>(), [(own, 3, 1), (20, 4, 0)]);
+    for (body, status, words) in [
+        ("{\"count\": 1, \"pid\": 30}", 404, "no process 30 runs"),
+        ("{\"count\": 0}", 400, "count is missing or 0"),
+        ("{\"n\": 1}", 400, "there is no field"),
+    ] {
+        let answer = server.post(REQUESTS, body.as_bytes()).await;
+        assert_eq!(answer.status, status, "{body}");
+        assert!(answer.body.contains(words), "{}", answer.body);
+    }
+    assert_eq!(server.inboxes.tallies.take(), []);
+    server.inboxes.close();
+    assert!(server.post(REQUESTS, b"{\"count\": 1}").await.body.contains("the agent is ending"));
+}
+
+#[tokio::test]
+async fn on_the_workloads_socket_requests_are_of_the_own_tree() {
+    let server = Server::for_workloads(snapshot_with_us(), Duration::ZERO);
+    assert_eq!(server.post(REQUESTS, b"{\"count\": 1}").await.status, 202);
+    let refused = server.post(REQUESTS, b"{\"count\": 1, \"pid\": 20}").await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    assert_eq!(server.inboxes.tallies.take().len(), 1);
 }

@@ -13,11 +13,21 @@ use std::{
 /// Of one run of a workload.
 pub(super) struct Account {
     run_seconds: f64,
-    /// Of all runs of all programs on all processors, the measuring itself included.
-    programs_seconds: f64,
-    program_runs: u64,
+    /// The dearest first.
+    programs: Vec<Program>,
     agent_seconds: f64,
 }
+
+/// All runs of one program on all processors.
+struct Program {
+    name: String,
+    /// The measuring itself included.
+    seconds: f64,
+    runs: u64,
+}
+
+/// So many programs are told by their names.
+const NAMED: usize = 3;
 
 /// `BPF_ENABLE_STATS` of bpf(2), and the only kind there is.
 const ENABLE_STATS: libc::c_long = 32;
@@ -31,21 +41,28 @@ pub(super) fn take(workload: &mut Workload, agent: &Path, scratch: &Path) -> Res
     let run = run_settled(workload)?;
     let after = agent.query("/v1/health")?;
     agent.stop()?;
-    let grown = |of: &dyn Fn(&Value) -> Result<f64>| Ok::<_, anyhow::Error>(of(&after)? - of(&before)?);
+    let (before, after) = (&before["cost"], &after["cost"]);
     let account = Account {
         run_seconds: run.as_secs_f64(),
-        programs_seconds: grown(&|health| over_programs(health, "measured_seconds"))?,
-        program_runs: grown(&|health| over_programs(health, "measured_runs"))? as u64,
-        agent_seconds: grown(&|health| number(&health["cost"], "cpu_seconds_total"))?,
+        programs: programs_between(before, after)?,
+        agent_seconds: number(after, "cpu_seconds_total")? - number(before, "cpu_seconds_total")?,
     };
-    ensure!(account.program_runs > 0, "the agent tells of no runs of its programs");
+    ensure!(account.runs() > 0, "the agent tells of no runs of its programs");
     Ok(account)
 }
 
 impl Account {
     /// Programs on all processors, to the length of the run. A run on several processors loses less.
     pub(super) fn programs_percent(&self) -> f64 {
-        100.0 * self.programs_seconds / self.run_seconds
+        100.0 * self.seconds() / self.run_seconds
+    }
+
+    fn seconds(&self) -> f64 {
+        self.programs.iter().map(|program| program.seconds).sum()
+    }
+
+    fn runs(&self) -> u64 {
+        self.programs.iter().map(|program| program.runs).sum()
     }
 
     /// The agent's own processor time, to the length of the run.
@@ -57,10 +74,19 @@ impl Account {
 impl fmt::Display for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (programs, agent) = (self.programs_percent(), self.agent_percent());
-        let Self { run_seconds, program_runs, .. } = self;
-        let mean_ns = 1e9 * self.programs_seconds / *program_runs as f64;
+        let (seconds, runs) = (self.run_seconds, self.runs());
+        let mean_ns = 1e9 * self.seconds() / runs as f64;
         write!(f, "by the kernel's clock programs took {programs:.2} % and the agent {agent:.2} % of a run of ")?;
-        write!(f, "{run_seconds:.2} s ({program_runs} runs of {mean_ns:.0} ns, measuring included)")
+        write!(f, "{seconds:.2} s ({runs} runs of {mean_ns:.0} ns, measuring included; most:")?;
+        for Program { name, seconds, runs } in self.programs.iter().take(NAMED) {
+            write!(
+                f,
+                " {name} {:.2} %, {runs} of {:.0} ns;",
+                100.0 * seconds / self.run_seconds,
+                1e9 * seconds / *runs as f64
+            )?;
+        }
+        f.write_str(")")
     }
 }
 
@@ -76,9 +102,20 @@ fn enable_statistics() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn over_programs(health: &Value, name: &str) -> Result<f64> {
-    let programs = health["cost"]["programs"].as_array().context("/v1/health tells no cost.programs")?;
-    programs.iter().map(|program| number(program, name)).sum()
+/// What each program that ran took between two answers of `/v1/health`.
+fn programs_between(before: &Value, after: &Value) -> Result<Vec<Program>> {
+    let list = |cost: &Value| cost["programs"].as_array().cloned().context("/v1/health tells no cost.programs");
+    let mut programs = Vec::new();
+    for (before, after) in list(before)?.iter().zip(&list(after)?) {
+        ensure!(before["name"] == after["name"], "the agent's programs changed while a workload ran");
+        let grown = |name| Ok::<_, anyhow::Error>(number(after, name)? - number(before, name)?);
+        let name = after["name"].as_str().context("a program of /v1/health has no name")?.to_owned();
+        let (seconds, runs) = (grown("measured_seconds")?, grown("measured_runs")? as u64);
+        programs.push(Program { name, seconds, runs });
+    }
+    programs.retain(|program| program.runs > 0);
+    programs.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    Ok(programs)
 }
 
 fn number(from: &Value, name: &str) -> Result<f64> {
