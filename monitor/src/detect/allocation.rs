@@ -4,7 +4,7 @@
 //! Each is a cumulative counter; the slope is Theil and Sen's over up to 64 points, which are thinned out as time goes on.
 
 use super::{
-    judge::Point,
+    judge::{Point, REQUESTS_FLOOR},
     slope::{self, Estimate},
 };
 use serde::Serialize;
@@ -142,10 +142,15 @@ impl Track {
         if self.entries.len() < POINTS_MIN {
             return None;
         }
+        let served = |entry: Option<&Entry>| entry.and_then(|entry| entry.requests).unwrap_or_default();
+        let is_enough = served(self.entries.last()) - served(self.entries.first()) >= REQUESTS_FLOOR;
         let line = |points: Vec<_>| slope::line(&points, &mut Vec::new()).map(|line| line.slope);
         Some(Growth {
             bytes_per_second: line(self.points(|entry| Some(entry.time)))?,
-            bytes_per_1000_requests: line(self.points(|entry| entry.requests)).map(|slope| slope.scaled(1000.0)),
+            bytes_per_1000_requests: is_enough
+                .then(|| line(self.points(|entry| entry.requests)))
+                .flatten()
+                .map(|slope| slope.scaled(1000.0)),
             since: self.since,
         })
     }
@@ -171,6 +176,23 @@ mod tests {
             });
         }
         allocation.report()
+    }
+
+    #[test]
+    fn of_too_few_requests_nothing_is_said_per_request() {
+        let per_request = |requests_each: u64| {
+            let mut allocation = Allocation::default();
+            for second in 0..50 {
+                let point = Point {
+                    time_seconds: second as f64,
+                    heap_net_bytes: Some(second as i64 * 1000),
+                    ..Point::default()
+                };
+                allocation.push(&Point { requests_total: Some(second * requests_each), ..point });
+            }
+            allocation.report().heap.unwrap().bytes_per_1000_requests.map(|growth| growth.value.round())
+        };
+        assert_eq!((per_request(2), per_request(4)), (None, Some(250_000.0)));
     }
 
     #[test]

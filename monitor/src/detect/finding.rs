@@ -2,7 +2,7 @@
 
 use super::{
     allocation::AllocationReport,
-    judge::{Judgement, Point},
+    judge::{Judgement, Point, RequestCoverage},
     leak::{LeakReport, Verdict},
     regression::RegressionReport,
     slope::Estimate,
@@ -94,6 +94,8 @@ pub struct Evidence {
     pub limit_bytes: Option<u64>,
     /// Requests served.
     pub requests_total: Option<u64>,
+    /// What figures per request rest on; none where that is not known.
+    pub requests: Option<RequestCoverage>,
     /// What the detector says.
     #[serde(flatten)]
     pub account: Account,
@@ -130,6 +132,7 @@ pub(super) fn findings(subject: &Subject, judgement: &Judgement, point: &Point, 
             anon_bytes: point.anon_bytes,
             limit_bytes: point.limit_bytes,
             requests_total: point.requests_total,
+            requests: point.requests,
             account,
         },
     };

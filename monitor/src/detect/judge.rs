@@ -10,6 +10,36 @@ use serde::Serialize;
 
 const HOUR_SECONDS: f64 = 3600.0;
 
+/// What is said per request is withheld where fewer than so many were served in the time that it is taken of.
+pub(super) const REQUESTS_FLOOR: f64 = 100.0;
+
+/// Who counts a subject's requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CountedBy {
+    /// The kernel: turns from receive to send. Of pipelined requests, or those of HTTP/2, one turn may be several.
+    Turns,
+    /// The program, which posts them.
+    Posts,
+}
+
+/// How much was seen of the requests that a subject has served: what a figure per request rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct RequestCoverage {
+    /// Who counts them.
+    pub counted_by: CountedBy,
+    /// Turns that were answered.
+    pub turns_total: u64,
+    /// Turns that ended without an answer.
+    pub unanswered_total: u64,
+    /// Accepted connections that something came over.
+    pub connections_total: u64,
+    /// Bytes received over them.
+    pub received_bytes_total: u64,
+    /// Bytes sent.
+    pub sent_bytes_total: u64,
+}
+
 /// What is known of a subject at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Point {
@@ -23,6 +53,8 @@ pub struct Point {
     pub limit_bytes: Option<u64>,
     /// Requests that it has served.
     pub requests_total: Option<u64>,
+    /// How much of them was seen; none where that is not known.
+    pub requests: Option<RequestCoverage>,
     /// Processes of it that were killed for want of memory.
     pub oom_kills_total: Option<u64>,
     /// Address space mapped less what was unmapped, since some moment.
@@ -58,6 +90,8 @@ pub struct Judgement {
     pub seconds_to_limit: Option<Estimate>,
     /// When the verdict began, by the points' clock.
     pub since: f64,
+    /// What figures per request rest on; none where that is not known.
+    pub requests: Option<RequestCoverage>,
     /// What each detector says.
     pub detectors: Detectors,
 }
@@ -118,6 +152,7 @@ impl Judge {
             bytes_per_hour: leak.bytes_per_hour,
             seconds_to_limit: self.seconds_to_limit(&leak),
             since: leak.since,
+            requests: self.last.and_then(|last| last.requests),
             detectors: Detectors { regression: self.regression.report(), allocation: self.allocation.report(), leak },
         }
     }

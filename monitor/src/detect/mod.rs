@@ -15,8 +15,8 @@ mod watch;
 
 pub use allocation::{Allocation, AllocationReport, Growth};
 pub use finding::{Account, Evidence, Finding, Severity, Subject};
-pub use judge::{Detectors, Judge, Judgement, Point};
-pub use leak::{Leak, LeakReport, Reason, Verdict};
+pub use judge::{CountedBy, Detectors, Judge, Judgement, Point, RequestCoverage};
+pub use leak::{Both, Leak, LeakReport, Reason, Verdict};
 pub use regression::{Regression, RegressionReport, Settings, Statistics};
 pub use reset::Resets;
 pub use slope::Estimate;

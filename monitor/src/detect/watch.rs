@@ -5,7 +5,7 @@
 
 use super::{
     finding::{self, Finding, Subject},
-    judge::{Judge, Point},
+    judge::{CountedBy, Judge, Point, RequestCoverage},
     regression::Settings,
 };
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     model::{
         container,
         snapshot::{self, Cgroup, Snapshot, Tree},
-        totals::Totals,
+        totals::{Requests, Totals},
     },
     time::BootTime,
 };
@@ -195,10 +195,23 @@ fn point(subject: &snapshot::Subject, time: BootTime) -> Point {
     Point {
         time_seconds: time.0 as f64 / 1e9,
         requests_total: subject.totals.requests.as_ref().map(|requests| requests.served()),
+        requests: subject.totals.requests.as_deref().map(coverage),
         mapped_net_bytes: Some(net(mapped, calls.unmapped_bytes + calls.mremap_shrunk_bytes)),
         heap_net_bytes: Some(net(calls.heap_grown_bytes, calls.heap_shrunk_bytes)),
         resident_net_bytes: subject.resident.map(|resident| resident.bytes[ANON] as i64),
         ..Point::default()
+    }
+}
+
+fn coverage(requests: &Requests) -> RequestCoverage {
+    let counts = requests.counts();
+    RequestCoverage {
+        counted_by: if requests.posted > 0 { CountedBy::Posts } else { CountedBy::Turns },
+        turns_total: counts.answered,
+        unanswered_total: counts.unanswered,
+        connections_total: counts.connections,
+        received_bytes_total: counts.received_bytes,
+        sent_bytes_total: counts.sent_bytes,
     }
 }
 
@@ -245,6 +258,16 @@ mod tests {
         assert_eq!(told, [(Severity::Warning, "python3 train.py --epochs 3 (10) leaks 3.5 GiB per hour".to_owned())]);
         let root = fixtures::snapshot().trees[0].root.key();
         assert_eq!(leaks(&watch.take(&fixtures::grown(661, 725), &[root])), []);
+    }
+
+    #[test]
+    fn what_a_program_counts_itself_goes_before_turns_and_comes_with_what_was_seen() {
+        let told = |posted| {
+            let mut requests = Requests::default();
+            requests.posted = posted;
+            (requests.served(), coverage(&requests).counted_by)
+        };
+        assert_eq!([told(0), told(7)], [(0, CountedBy::Turns), (7, CountedBy::Posts)]);
     }
 
     #[test]

@@ -16,7 +16,10 @@
 mod trend;
 mod window;
 
-use super::{judge::Point, slope::Estimate};
+use super::{
+    judge::{Point, REQUESTS_FLOOR},
+    slope::Estimate,
+};
 use serde::Serialize;
 use trend::{Course, Trend};
 use window::{Block, LEVELS, Level};
@@ -108,6 +111,17 @@ pub struct LeakReport {
     pub bytes_per_1000_requests: Option<Estimate>,
     /// Growth with time.
     pub bytes_per_hour: Option<Estimate>,
+    /// Growth with both at once, where requests came so unevenly that the two can be told apart.
+    pub both: Option<Both>,
+}
+
+/// Memory as a sum: a · requests + b · time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Both {
+    /// a, of a thousand requests.
+    pub bytes_per_1000_requests: Estimate,
+    /// b, of an hour.
+    pub bytes_per_hour: Estimate,
 }
 
 /// The detector of one subject.
@@ -147,6 +161,7 @@ impl Default for Leak {
             window_seconds: 0.0,
             bytes_per_1000_requests: None,
             bytes_per_hour: None,
+            both: None,
         };
         Self {
             levels: window::levels(),
@@ -326,8 +341,17 @@ impl Leak {
             leaks_total: 0,
             restarts_total: 0,
             window_seconds: trend.map_or(0.0, |trend| trend.seconds),
-            bytes_per_1000_requests: trend.and_then(|trend| trend.per_request).map(|slope| slope.scaled(1000.0)),
+            bytes_per_1000_requests: trend
+                .filter(|trend| trend.requests >= REQUESTS_FLOOR)
+                .and_then(|trend| trend.per_request)
+                .map(|slope| slope.scaled(1000.0)),
             bytes_per_hour: trend.and_then(|trend| trend.per_second).map(|slope| slope.scaled(3600.0)),
+            both: trend.filter(|trend| trend.requests >= REQUESTS_FLOOR).and_then(|trend| trend.both).map(|both| {
+                Both {
+                    bytes_per_1000_requests: both.per_request.scaled(1000.0),
+                    bytes_per_hour: both.per_second.scaled(3600.0),
+                }
+            }),
         }
     }
 }

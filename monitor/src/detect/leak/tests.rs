@@ -1,6 +1,6 @@
 //! Made-up lives of subjects, and what is said of them.
 
-use super::{Leak, LeakReport, Point, Reason, Verdict};
+use super::{Both, Leak, LeakReport, Point, Reason, Verdict};
 
 const MIB: f64 = (1 << 20) as f64;
 const HOUR: f64 = 3600.0;
@@ -57,6 +57,44 @@ fn twenty_samples_and_five_hundred_requests_suffice() {
     assert_eq!(leaking(40.0, 10.0).verdict, Verdict::Insufficient, "400 requests are too few");
     assert_eq!(leaking(24.0, 100.0).verdict, Verdict::Leak);
     assert_eq!(leaking(60.0, 10.0).verdict, Verdict::Leak);
+}
+
+/// Twelve minutes are long enough for a leak, whatever was served meanwhile.
+#[test]
+fn of_too_few_requests_nothing_is_said_per_request() {
+    let per_request = |rate: f64| {
+        let report = live(&mut Leak::default(), 0.2, 1.0, |time| Point {
+            working_set_bytes: ((100.0 + time) * MIB) as u64,
+            requests_total: Some((time * rate) as u64),
+            ..Point::default()
+        });
+        (report.verdict, report.bytes_per_1000_requests.is_some())
+    };
+    let verdicts = [per_request(0.1), per_request(1.0)];
+    assert!(!verdicts[0].1 && verdicts[1] == (Verdict::Leak, true), "{verdicts:?}");
+}
+
+/// A server that keeps 3 KiB a request, and 20 MiB an hour besides, with requests that come and go.
+#[test]
+fn what_grows_with_requests_and_what_with_time_are_told_apart() {
+    let both = |requests: fn(f64) -> f64| {
+        let report = live(&mut Leak::default(), 4.0, 2.0, |time| Point {
+            working_set_bytes: (200.0 * MIB + 3072.0 * requests(time) + time / HOUR * 20.0 * MIB + noise(time) * MIB)
+                as u64,
+            requests_total: Some(requests(time) as u64),
+            ..Point::default()
+        });
+        assert_eq!(report.verdict, Verdict::Leak, "{report:?}");
+        report.both
+    };
+    let told = both(|time| 10.0 * time + 6000.0 * (time / 700.0).sin() + 9000.0 * (time / 2000.0).cos());
+    let Both { bytes_per_1000_requests: requests, bytes_per_hour: time } = told.unwrap();
+    assert!((requests.value / 3_072_000.0 - 1.0).abs() < 0.05, "{requests:?}");
+    assert!((time.value / (20.0 * MIB) - 1.0).abs() < 0.05, "{time:?}");
+    for (estimate, truth) in [(requests, 3_072_000.0), (time, 20.0 * MIB)] {
+        assert!(estimate.low <= truth && truth <= estimate.high, "{estimate:?}");
+    }
+    assert_eq!(both(|time| 10.0 * time), None, "they go together");
 }
 
 #[test]

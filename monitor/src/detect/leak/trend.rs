@@ -17,6 +17,8 @@ const RATE_REACH: usize = 2;
 const EXPLAINS: f64 = 0.5;
 /// Two variables with a larger share in common (r²) cannot be told apart.
 const IN_COMMON_MAX: f64 = 0.95;
+/// The same where only a number depends on it, which comes with its interval, and no verdict.
+const BOTH_IN_COMMON_MAX: f64 = 0.99;
 
 /// How strict a window is judged: a leak that was found is not lost over a trifle.
 struct Strictness {
@@ -70,6 +72,41 @@ pub(super) struct Trend {
     pub(super) per_second: Option<Estimate>,
     /// Growth in bytes for each request.
     pub(super) per_request: Option<Estimate>,
+    /// Growth with both at once; none where they cannot be told apart, or there is none.
+    pub(super) both: Option<Both>,
+}
+
+/// Memory as a sum: of a part that grows with requests, and one that grows with time.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Both {
+    /// In bytes for each request.
+    pub(super) per_request: Estimate,
+    /// In bytes for each second.
+    pub(super) per_second: Estimate,
+}
+
+impl Both {
+    /// The robust slope over each variable, of memory and of the variable, both less what goes with the other one by least
+    /// squares. (Of lines by least squares that is the same as the fit of both: Frisch, Waugh and Lovell.)
+    fn of(blocks: &[Block], scratch: &mut Vec<f64>) -> Option<Self> {
+        let time = |block: &Block| block.time;
+        let requests = |block: &Block| block.requests;
+        let bytes = |block: &Block| block.bytes;
+        let in_common = Squares::of(blocks.iter().map(|block| (time(block), requests(block))));
+        if in_common.xy * in_common.xy > BOTH_IN_COMMON_MAX * in_common.xx * in_common.yy {
+            return None;
+        }
+        let mut beside = |of: fn(&Block) -> f64, other: fn(&Block) -> f64| {
+            let less_other = |value: fn(&Block) -> f64| {
+                let squares = Squares::of(blocks.iter().map(|block| (other(block), value(block))));
+                move |block: &Block| value(block) - squares.xy / squares.xx * other(block)
+            };
+            let (x, y) = (less_other(of), less_other(bytes));
+            let points: Vec<_> = blocks.iter().map(|block| (x(block), y(block))).collect();
+            slope::line(&points, scratch).map(|line| line.slope)
+        };
+        Some(Self { per_request: beside(requests, time)?, per_second: beside(time, requests)? })
+    }
 }
 
 /// What memory grows with.
@@ -126,6 +163,7 @@ impl Trend {
         strict: &Strictness,
         scratch: &mut Vec<f64>,
     ) {
+        let counts_requests = by_requests;
         let by_time = Growth::with(Driver::Time, blocks, by_requests, scratch);
         let by_requests = by_requests.then(|| Growth::with(Driver::Requests, blocks, true, scratch)).flatten();
         self.per_second = by_time.as_ref().map(|growth| growth.line.slope);
@@ -139,6 +177,9 @@ impl Trend {
         self.drawdown = growth.drawdown;
         self.course = growth.course(drawdown, strict, enough(blocks[blocks.len() - 1].bytes), scratch);
         self.clarity = growth.clarity(drawdown);
+        if counts_requests && matches!(self.course, Course::Steady | Course::SlowingDown | Course::Unsteady) {
+            self.both = Both::of(blocks, scratch);
+        }
     }
 
     fn judge_working_set(&mut self, blocks: &[Block], strict: &Strictness, scratch: &mut Vec<f64>) {
