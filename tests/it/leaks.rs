@@ -114,7 +114,10 @@ fn a_server_that_keeps_100_kilobytes_a_request_is_found_within_1000_requests() -
     let seen = json::at(&finding, "evidence.requests")?;
     expect::exactly("counted by", json::text(seen, "counted_by")?, "turns")?;
     expect::exactly("turns seen", json::count(seen, "turns_total")?, asked)?;
-    ensure!(json::count(seen, "connections_total")? > 0 && json::count(seen, "received_bytes_total")? > asked, "{seen}");
+    ensure!(
+        json::count(seen, "connections_total")? > 0 && json::count(seen, "received_bytes_total")? > asked,
+        "{seen}"
+    );
 
     // Whoever loads its model anew says so, and the past is forgotten.
     let pid = served.server.pid();

@@ -15,6 +15,8 @@ const DAY: f64 = 24.0 * HOUR;
 pub(crate) struct Series {
     /// Family and number.
     pub(crate) name: String,
+    /// Whether a real program lived it.
+    pub(crate) is_recorded: bool,
     /// When its leak begins; none where it has none.
     pub(crate) leak_begins: Option<f64>,
     /// What was seen of it.
@@ -109,7 +111,7 @@ fn series(family: &str, make: fn(&mut Random) -> Life, number: u32) -> Series {
     let mut random = Random(hash(&name));
     let life = make(&mut random);
     let rows = watch(&life, &mut random);
-    Series { name, leak_begins: life.leak_begins, rows }
+    Series { name, is_recorded: false, leak_begins: life.leak_begins, rows }
 }
 
 /// A life as it is seen tick by tick, with noise of which half lasts for some ticks.

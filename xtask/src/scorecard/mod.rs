@@ -1,7 +1,8 @@
-//! `cargo xtask scorecard`: how well leaks are told from innocent growth, on a corpus of generated lives (`corpus`), beside two
-//! well-known rules (`rules`). The detectors are those of the built `monitor analyze`: they see what a user's file would show them.
+//! `cargo xtask scorecard`: how well leaks are told from innocent growth, on a corpus of generated lives (`corpus`) and of recorded
+//! ones (`recorded`), beside two well-known rules (`rules`). The detectors are those of the built `monitor analyze`: they see what a user's file would show them.
 
 mod corpus;
+mod recorded;
 mod rules;
 
 use crate::{process, workspace};
@@ -25,6 +26,7 @@ const DETECTORS: [&str; 4] = ["leak", "regression", "slope of 1 h", "R² of 6 h"
 ///
 /// Some 400 lives of subjects are generated, the same each time, and judged by `monitor analyze`. One half is there to improve
 /// detectors by; of the other one only the counts are shown, and it fails where the detector `leak` has less than 0.97 in either there.
+/// Besides, those of real programs are judged that tests/corpus/record.py recorded, and it is told which it got wrong.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Judge with this `monitor` instead of building one
@@ -39,18 +41,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let monitor = options.monitor.clone().map_or_else(build, Ok)?;
     let directory = workspace::target_directory()?.join("scorecard");
     fs::create_dir_all(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
-    let mut halves = [Half::default(), Half::default()];
+    let mut parts = Parts::default();
     let mut batch = Vec::new();
-    for series in corpus::all().filter(|series| series.name.starts_with(&options.only)) {
+    for series in corpus::all().chain(recorded::all()?).filter(|series| series.name.starts_with(&options.only)) {
         batch.push(series);
         if batch.len() == BATCH {
-            judge(&monitor, &directory, &std::mem::take(&mut batch), &mut halves)?;
+            judge(&monitor, &directory, &std::mem::take(&mut batch), &mut parts)?;
         }
     }
-    judge(&monitor, &directory, &batch, &mut halves)?;
-    let [tuning, kept] = &halves;
-    print!("{}", table(tuning, kept));
-    tuning.wrong.iter().for_each(|line| println!("{line}"));
+    judge(&monitor, &directory, &batch, &mut parts)?;
+    let [tuning, kept, recorded] = &parts;
+    print!("{}", table(&parts));
+    tuning.wrong.iter().chain(&recorded.wrong).for_each(|line| println!("{line}"));
     let leak = &kept.scores[0];
     if options.only.is_empty() && (leak.precision() < BAR || leak.recall() < BAR) {
         bail!("the detector leak has less than {BAR} in precision or recall on the kept half");
@@ -86,9 +88,13 @@ struct Score {
     days: f64,
 }
 
-/// One half of the corpus.
+/// The half to improve detectors by, the kept one, and what was recorded.
+type Parts = [Part; 3];
+const PARTS: [&str; 3] = ["tuning half", "kept half", "recorded from real programs"];
+
+/// One part of the corpus.
 #[derive(Default)]
-struct Half {
+struct Part {
     series: u32,
     leaks: u32,
     scores: [Score; DETECTORS.len()],
@@ -96,7 +102,7 @@ struct Half {
     wrong: Vec<String>,
 }
 
-fn judge(monitor: &Path, directory: &Path, batch: &[Series], halves: &mut [Half; 2]) -> Result<()> {
+fn judge(monitor: &Path, directory: &Path, batch: &[Series], parts: &mut Parts) -> Result<()> {
     if batch.is_empty() {
         return Ok(());
     }
@@ -111,7 +117,8 @@ fn judge(monitor: &Path, directory: &Path, batch: &[Series], halves: &mut [Half;
             json["subjects"].as_array().into_iter().flatten().find(|subject| subject["subject"] == *series.name);
         let subject = subject.with_context(|| format!("monitor analyze says nothing of {}", series.name))?;
         let opinions = [of_leak(subject), of_regression(subject), rules::slope(series), rules::fit(series)];
-        halves[usize::from(series.is_kept())].count(series, &opinions, subject);
+        let part = if series.is_recorded { 2 } else { usize::from(series.is_kept()) };
+        parts[part].count(series, &opinions, subject);
     }
     files.iter().try_for_each(|file| fs::remove_file(file).with_context(|| format!("cannot remove {}", file.display())))
 }
@@ -139,7 +146,7 @@ fn csv(series: &Series) -> String {
     text
 }
 
-impl Half {
+impl Part {
     fn count(&mut self, series: &Series, opinions: &[Opinion; DETECTORS.len()], subject: &Value) {
         self.series += 1;
         self.leaks += u32::from(series.leak_begins.is_some());
@@ -191,12 +198,12 @@ fn share(part: u32, rest: u32) -> f64 {
     if part + rest == 0 { 1.0 } else { f64::from(part) / f64::from(part + rest) }
 }
 
-fn table(tuning: &Half, kept: &Half) -> String {
+fn table(parts: &Parts) -> String {
     let mut text = String::new();
-    for (name, half) in [("tuning", tuning), ("kept", kept)] {
-        let _ = writeln!(text, "{name} half: {} series, {} of them leak\n", half.series, half.leaks);
+    for (name, part) in PARTS.iter().zip(parts) {
+        let _ = writeln!(text, "{name}: {} series, {} of them leak\n", part.series, part.leaks);
         text.push_str("| detector | precision | recall | median time to detect | false alarms per subject-day |\n|---|---|---|---|---|\n");
-        for (detector, score) in DETECTORS.iter().zip(&half.scores) {
+        for (detector, score) in DETECTORS.iter().zip(&part.scores) {
             let minutes = score.median_minutes().map_or_else(|| "-".to_owned(), |minutes| format!("{minutes:.0} min"));
             let alarms = if score.days > 0.0 { score.alarms / score.days } else { 0.0 };
             let (precision, recall) = (score.precision(), score.recall());
@@ -213,7 +220,7 @@ mod tests {
 
     fn series(leak_begins: Option<f64>) -> Series {
         let row = |time| corpus::Row { time, working_set: 1e6, anon: None, requests: Some(time), oom_kills: None };
-        Series { name: "a".to_owned(), leak_begins, rows: vec![row(0.0), row(86_400.0)] }
+        Series { name: "a".to_owned(), is_recorded: false, leak_begins, rows: vec![row(0.0), row(86_400.0)] }
     }
 
     #[test]

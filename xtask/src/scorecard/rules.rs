@@ -89,7 +89,7 @@ mod tests {
             let time = f64::from(i) * 10.0;
             Row { time, working_set: megabytes(time) * 1e6, anon: None, requests: None, oom_kills: None }
         };
-        Series { name: String::new(), leak_begins: None, rows: (0..3600).map(row).collect() }
+        Series { name: String::new(), is_recorded: false, leak_begins: None, rows: (0..3600).map(row).collect() }
     }
 
     #[test]
