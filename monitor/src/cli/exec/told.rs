@@ -1,0 +1,328 @@
+//! The story as people and programs read it.
+
+use super::{
+    super::analyze::{FailOn, signed_bytes, subject_json},
+    command::Ended,
+    story::{Judged, Told},
+};
+use crate::{
+    coverage::State,
+    detect::{Estimate, Verdict},
+    output::fit,
+    source::Source,
+    units::{human_bytes, human_count, human_duration, human_seconds, show_duration},
+};
+use serde::Serialize;
+use serde_json::Value;
+use std::{
+    ffi::OsString,
+    fmt::Write as _,
+    os::unix::process::ExitStatusExt as _,
+    time::{Duration, SystemTime},
+};
+
+/// Trees that are told of by name in the text, at most: those that grow.
+const MOST_TREES: usize = 5;
+/// Columns of what is cut.
+const WIDTH: usize = 72;
+const UNKNOWN: &str = "unknown";
+
+/// What ran, how it ended, and its story.
+pub(super) struct Run {
+    pub(super) command: Vec<OsString>,
+    pub(super) pid: u32,
+    pub(super) start: SystemTime,
+    pub(super) duration: Duration,
+    pub(super) ended: Ended,
+    pub(super) tick: Duration,
+    pub(super) fail_on: Option<FailOn>,
+    pub(super) told: Told,
+}
+
+/// The run as JSON. Numbers that the agent tells, too, have the names that they have there.
+#[derive(Serialize)]
+struct RunView {
+    command: Vec<String>,
+    pid: u32,
+    start_time: String,
+    duration_seconds: f64,
+    exit_code: Option<i32>,
+    exit_signal: Option<i32>,
+    tick_seconds: f64,
+    memory: MemoryView,
+    page_faults: PageFaultsView,
+    address_space: AddressSpaceView,
+    block_io: BlockIoView,
+    requests: RequestsView,
+    processes: ProcessesView,
+    verdict: &'static str,
+    fail_on: Option<&'static str>,
+    failed: bool,
+    trees: Vec<Value>,
+    trees_left_out: u64,
+    coverage: Vec<CoverageView>,
+}
+
+#[derive(Serialize)]
+struct MemoryView {
+    peak_bytes: Option<u64>,
+    last_bytes: Option<u64>,
+    samples_total: u64,
+    largest_process_peak_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct PageFaultsView {
+    total: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct AddressSpaceView {
+    mapped_bytes_total: Option<u64>,
+    heap_grown_bytes_total: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct BlockIoView {
+    read_bytes_total: Option<u64>,
+    write_bytes_total: Option<u64>,
+    wait_seconds_total: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct RequestsView {
+    requests_total: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct ProcessesView {
+    total: Option<u64>,
+    running: Option<u64>,
+    oom_kills_total: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct CoverageView {
+    source: &'static str,
+    state: &'static str,
+    lost_total: u64,
+}
+
+impl Run {
+    /// Whether the gate found what it was to fail on.
+    pub(super) fn failed(&self) -> bool {
+        self.fail_on.is_some_and(|on| self.told.judged.iter().any(|judged| on.fails(judged.judgement.verdict)))
+    }
+
+    /// The exit code of a command that ended so: its own, or 128 and the signal.
+    pub(super) fn code(&self) -> u8 {
+        let status = self.ended.status;
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
+        u8::try_from(code).unwrap_or(u8::MAX)
+    }
+
+    /// For programs.
+    pub(super) fn json(&self) -> serde_json::Result<String> {
+        let Self { ended, told, .. } = self;
+        let (counts, known) = (&told.counts, |source, number| told.known(source, number));
+        let view = RunView {
+            command: self.command.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            pid: self.pid,
+            start_time: jiff::Timestamp::try_from(self.start)
+                .map_or_else(|_| String::new(), |time| format!("{time:.3}")),
+            duration_seconds: rounded(self.duration.as_secs_f64()),
+            exit_code: ended.status.code(),
+            exit_signal: ended.status.signal(),
+            tick_seconds: self.tick.as_secs_f64(),
+            memory: MemoryView {
+                peak_bytes: told.memory.map(|memory| memory.peak_bytes),
+                last_bytes: told.memory.map(|memory| memory.last_bytes),
+                samples_total: told.memory.map_or(0, |memory| memory.samples),
+                largest_process_peak_bytes: ended.peak_bytes,
+            },
+            page_faults: PageFaultsView { total: known(Source::PageFault, counts.page_faults) },
+            address_space: AddressSpaceView {
+                mapped_bytes_total: known(Source::AddressSpace, counts.mapped_bytes),
+                heap_grown_bytes_total: known(Source::AddressSpace, counts.heap_grown_bytes),
+            },
+            block_io: BlockIoView {
+                read_bytes_total: known(Source::BlockIo, counts.read_bytes),
+                write_bytes_total: known(Source::BlockIo, counts.write_bytes),
+                wait_seconds_total: known(Source::BlockIo, counts.wait_ns).map(|ns| rounded(ns as f64 / 1e9)),
+            },
+            requests: RequestsView { requests_total: known(Source::Requests, counts.requests) },
+            processes: ProcessesView {
+                total: known(Source::Lifecycle, counts.processes),
+                running: known(Source::Lifecycle, counts.running),
+                oom_kills_total: known(Source::Lifecycle, told.oom_kills),
+            },
+            verdict: told.verdict().name(),
+            fail_on: self.fail_on.map(FailOn::name),
+            failed: self.failed(),
+            trees: told
+                .judged
+                .iter()
+                .map(|Judged { name, judgement }| subject_json(&(name, judgement.clone(), true)))
+                .collect::<serde_json::Result<_>>()?,
+            trees_left_out: told.trees_left_out,
+            coverage: told
+                .coverage
+                .0
+                .iter()
+                .map(|source| CoverageView {
+                    source: source.source.name(),
+                    state: source.state.name(),
+                    lost_total: source.lost_total,
+                })
+                .collect(),
+        };
+        Ok(format!("{:#}\n", serde_json::to_value(view)?))
+    }
+
+    /// For people.
+    pub(super) fn text(&self) -> String {
+        let mut text = format!("monitor: {} {} after {}\n", self.called(), self.end(), time(self.duration));
+        let mut line = |name: &str, what: &str| {
+            let _ = writeln!(text, "  {name:<12} {what}");
+        };
+        line("memory", &self.memory());
+        line("", &format!("peak {} of its largest process, by the kernel", human_bytes(self.ended.peak_bytes as f64)));
+        let told = &self.told;
+        let counts = &told.counts;
+        let shown = |source, number: u64, show: fn(f64) -> String| {
+            told.known(source, number).map_or_else(|| UNKNOWN.to_owned(), |number| show(number as f64))
+        };
+        line("page faults", &shown(Source::PageFault, counts.page_faults, exact));
+        line(
+            "mapped",
+            &format!(
+                "{}, heap grown by {}",
+                shown(Source::AddressSpace, counts.mapped_bytes, human_bytes),
+                shown(Source::AddressSpace, counts.heap_grown_bytes, human_bytes)
+            ),
+        );
+        line(
+            "block I/O",
+            &format!(
+                "read {}, written {}, waited {}",
+                shown(Source::BlockIo, counts.read_bytes, human_bytes),
+                shown(Source::BlockIo, counts.write_bytes, human_bytes),
+                shown(Source::BlockIo, counts.wait_ns, |ns| human_seconds(ns / 1e9)),
+            ),
+        );
+        line("requests", &format!("{} answered", shown(Source::Requests, counts.requests, exact)));
+        line("processes", &self.processes());
+        line("verdict", &self.verdict());
+        for Judged { name, judgement } in self.growing().take(MOST_TREES) {
+            line("", &format!("{}: {}", judgement.verdict.name(), fit(name, WIDTH)));
+        }
+        let lacking = self.lacking();
+        if !lacking.is_empty() {
+            line("not told", &lacking.join(", "));
+        }
+        if let Some(on) = self.fail_on {
+            let result = if self.failed() { "found" } else { "passed" };
+            line("gate", &format!("{result}: --fail-on {}", on.name()));
+        }
+        text
+    }
+
+    fn called(&self) -> String {
+        let words: Vec<_> = self.command.iter().map(|word| word.to_string_lossy()).collect();
+        fit(&words.join(" "), WIDTH)
+    }
+
+    fn end(&self) -> String {
+        let status = self.ended.status;
+        match (status.code(), status.signal()) {
+            (Some(code), _) => format!("ended with {code}"),
+            (_, Some(signal)) => format!("was ended by signal {signal}"),
+            _ => "ended".to_owned(),
+        }
+    }
+
+    fn memory(&self) -> String {
+        let tick = show_duration(self.tick);
+        match self.told.memory {
+            Some(memory) => format!(
+                "peak {} of all processes, {} at last (looked at every {tick})",
+                human_bytes(memory.peak_bytes as f64),
+                human_bytes(memory.last_bytes as f64),
+            ),
+            None => format!("not looked at, as it took less than {tick}"),
+        }
+    }
+
+    fn processes(&self) -> String {
+        let Told { counts, oom_kills, .. } = &self.told;
+        let Some(made) = self.told.known(Source::Lifecycle, counts.processes) else { return UNKNOWN.to_owned() };
+        let mut text = format!("{made}, the command's own among them");
+        if counts.running > 0 {
+            let _ = write!(text, "; {} still running", counts.running);
+        }
+        if *oom_kills > 0 {
+            let _ = write!(text, "; {oom_kills} killed for want of memory");
+        }
+        text
+    }
+
+    fn verdict(&self) -> String {
+        let Some(Judged { judgement, .. }) = self.told.judged.first() else {
+            return format!("{}: no tick found it running", Verdict::Insufficient.name());
+        };
+        let mut text = judgement.verdict.name().to_owned();
+        if judgement.verdict == Verdict::Insufficient {
+            return text + ": it takes 20 ticks, and 500 requests or without any 10 minutes";
+        }
+        let _ = write!(text, ", {:.0} % sure", judgement.confidence * 100.0);
+        let mut rate = |growth: Option<Estimate>, per: &str| {
+            if let Some(growth) = growth {
+                let _ = write!(text, ", {} {per}", signed_bytes(growth.value));
+            }
+        };
+        rate(judgement.bytes_per_1000_requests, "per 1,000 requests");
+        rate(judgement.bytes_per_hour, "per hour");
+        if let Some(left) = judgement.seconds_to_limit.and_then(|left| Duration::try_from_secs_f64(left.value).ok()) {
+            let _ = write!(text, "; at its limit in {}", human_duration(left));
+        }
+        text
+    }
+
+    /// The trees that grow.
+    fn growing(&self) -> impl Iterator<Item = &Judged> {
+        let grows = |judged: &&Judged| matches!(judged.judgement.verdict, Verdict::Leak | Verdict::Growing);
+        self.told.judged.iter().filter(grows)
+    }
+
+    /// What the numbers leave out.
+    fn lacking(&self) -> Vec<String> {
+        let mut lacking = Vec::new();
+        for source in &self.told.coverage.0 {
+            if source.state != State::Live {
+                lacking.push(format!("{} ({})", source.source.name(), source.state.name()));
+            } else if source.lost_total > 0 {
+                lacking.push(format!("{} has lost {}", source.source.name(), source.lost_total));
+            }
+        }
+        if self.told.trees_left_out > 0 {
+            lacking.push(format!("{} process trees left out, as there are too many", self.told.trees_left_out));
+        }
+        lacking
+    }
+}
+
+/// A count, in full up to a hundred thousand.
+fn exact(count: f64) -> String {
+    if count < 1e5 { format!("{count:.0}") } else { human_count(count) }
+}
+
+/// Less than a minute with a fraction.
+fn time(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    if seconds < 60.0 { human_seconds(seconds) } else { human_duration(duration) }
+}
+
+/// To the microsecond.
+fn rounded(seconds: f64) -> f64 {
+    (seconds * 1e6).round() / 1e6
+}
