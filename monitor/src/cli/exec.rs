@@ -40,7 +40,7 @@ const NOT_FOUND: u8 = 127;
 #[command(after_help = "\
 The command begins once everything is attached, with this one's input, output, environment and directory. At its end, the story
 goes to standard error: its peak and last memory, page faults, I/O, requests, processes, and the verdict that `monitor analyze`
-would give. A verdict takes 20 ticks, and 500 requests or without any 10 minutes; short commands want a shorter --tick.
+would give. A verdict takes 20 ticks, 13 seconds, and 500 requests or without any 10 minutes.
 Ctrl-C is the command's, and SIGTERM and SIGHUP are passed on to it. Where this is killed, the command goes on.
 
 Examples:

@@ -272,7 +272,7 @@ impl Run {
         };
         let mut text = judgement.verdict.name().to_owned();
         if judgement.verdict == Verdict::Insufficient {
-            return text + ": it takes 20 ticks, and 500 requests or without any 10 minutes";
+            return text + ": it takes 20 ticks, 13 seconds, and 500 requests or without any 10 minutes";
         }
         let _ = write!(text, ", {:.0} % sure", judgement.confidence * 100.0);
         let mut rate = |growth: Option<Estimate>, per: &str| {
