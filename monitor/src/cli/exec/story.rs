@@ -318,3 +318,176 @@ fn resident_bytes(tree: &Tree) -> Option<u64> {
 fn seconds(time: BootTime) -> f64 {
     time.0 as f64 / 1e9
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ids::{CgroupId, ProcessId, TICK_NS},
+        model::{
+            snapshot::{Resident, Subject},
+            totals::Totals,
+            usage::TreeUsage,
+        },
+        serve::fixtures,
+    };
+    use monitor_common::page_fault;
+
+    const AGENT: u32 = 5;
+    const COMMAND: u32 = 100;
+    const MIB: u64 = 1 << 20;
+
+    /// All begin in the order of their pids.
+    fn id(pid: u32) -> ProcessId {
+        ProcessId { tgid: Tgid(pid), start_ns: u64::from(pid) * TICK_NS }
+    }
+
+    fn process(pid: u32, parent: u32, tree: u32) -> Arc<Process> {
+        Arc::new(Process {
+            id: id(pid),
+            parent: Some(Tgid(parent)),
+            command: String::new(),
+            command_line: String::new(),
+            cgroup: CgroupId(1),
+            cgroup_path: None,
+            container: None,
+            tree: id(tree),
+            state: ProcessState::Running,
+            subject: Subject::default(),
+            usage: None,
+            cpu_before_ns: 0,
+        })
+    }
+
+    fn exited(pid: u32, parent: u32, tree: u32, oom_killed: bool) -> Arc<Process> {
+        let state = ProcessState::Exited { time: BootTime(u64::MAX), wait_status: Some(0), oom_killed };
+        Arc::new(Process { state, ..(*process(pid, parent, tree)).clone() })
+    }
+
+    fn tree(pid: u32, running: u32, exited_total: u64, faults: u64, mebibytes: Option<u64>) -> Arc<Tree> {
+        let mut page_fault = page_fault::Counts::default();
+        page_fault[page_fault::WRITE] = faults;
+        let resident = mebibytes.map(|mebibytes| Resident { bytes: [7, mebibytes * MIB, 99, 0], processes: 1 });
+        let bytes = mebibytes.map(|mebibytes| mebibytes * MIB);
+        let usage = TreeUsage { resident_bytes: bytes, anon_bytes: bytes, ..TreeUsage::default() };
+        let fixture = &fixtures::snapshot().trees[0];
+        Arc::new(Tree {
+            root: id(pid),
+            running,
+            exited_total,
+            usage: Some(usage),
+            subject: Subject { totals: Totals { page_fault, ..Totals::default() }, resident, ..Subject::default() },
+            ..(**fixture).clone()
+        })
+    }
+
+    fn snapshot(second: u64, processes: Vec<Arc<Process>>, trees: Vec<Arc<Tree>>) -> Arc<Snapshot> {
+        let time = BootTime(1000 * 1_000_000_000 + second * 1_000_000_000);
+        Arc::new(Snapshot { time, number: second, processes, trees, ..fixtures::snapshot() })
+    }
+
+    /// The command, the agent, and somebody else.
+    fn begun() -> Story {
+        let processes = vec![process(AGENT, 2, AGENT), process(50, 2, 50), process(COMMAND, AGENT, COMMAND)];
+        let trees = vec![tree(AGENT, 1, 0, 9000, None), tree(50, 1, 0, 9000, None), tree(COMMAND, 1, 0, 0, None)];
+        Story::begin(Settings::default(), Tgid(AGENT), Tgid(COMMAND), snapshot(0, processes, trees)).unwrap()
+    }
+
+    #[test]
+    fn only_a_child_of_the_agent_with_a_tree_of_its_own_is_the_command() {
+        let begin = |process: Arc<Process>, root| {
+            let first = snapshot(0, vec![process], vec![tree(root, 1, 0, 0, None)]);
+            Story::begin(Settings::default(), Tgid(AGENT), Tgid(COMMAND), first).is_some()
+        };
+        assert!(begin(process(COMMAND, AGENT, COMMAND), COMMAND));
+        assert!(!begin(process(COMMAND, 50, COMMAND), COMMAND));
+        assert!(!begin(process(COMMAND, AGENT, 50), 50));
+        assert!(!begin(process(50, AGENT, 50), 50));
+    }
+
+    #[test]
+    fn trees_that_begin_below_the_command_are_of_it_and_stay_counted_when_they_are_gone() {
+        let mut story = begun();
+        let (agent, other) = (process(AGENT, 2, AGENT), process(50, 2, 50));
+        let others = [tree(AGENT, 1, 0, 9000, Some(1000)), tree(50, 1, 0, 9000, Some(1000))];
+        // 110 was made by the command and has gone; 120 by that, in a tree of its own; 130 by that, likewise; 140 by somebody else.
+        let processes = vec![
+            agent.clone(),
+            other.clone(),
+            process(COMMAND, AGENT, COMMAND),
+            process(120, 110, 120),
+            process(130, 120, 130),
+            process(140, 50, 140),
+            exited(110, COMMAND, COMMAND, false),
+        ];
+        let trees = [
+            tree(COMMAND, 1, 1, 10, Some(1)),
+            tree(120, 1, 0, 200, Some(20)),
+            tree(130, 1, 0, 3000, Some(300)),
+            tree(140, 1, 0, 9000, Some(1000)),
+        ];
+        story.take(snapshot(1, processes, [&others[..], &trees[..]].concat()));
+        let sum = 321 * MIB + 3 * 7;
+        assert_eq!(story.memory, Memory { samples: 1, peak_bytes: sum, last_bytes: sum });
+
+        // Two of them have gone without a trace, and another process has the pid of one.
+        let processes = vec![agent, other, process(COMMAND, AGENT, COMMAND), process(150, 120, 150)];
+        let trees = [tree(COMMAND, 1, 1, 11, Some(2)), tree(150, 1, 0, 9000, Some(1000))];
+        story.take(snapshot(2, processes, [&others[..], &trees[..]].concat()));
+        let told = story.end();
+        assert_eq!(told.memory, Some(Memory { samples: 2, peak_bytes: sum, last_bytes: 2 * MIB + 7 }));
+        assert_eq!((told.counts.page_faults, told.counts.processes), (3211, 4));
+        assert_eq!(told.judged.len(), 3);
+    }
+
+    #[test]
+    fn a_process_of_the_command_that_begins_a_tree_takes_it_along() {
+        let mut story = begun();
+        let command = process(COMMAND, AGENT, COMMAND);
+        let child = |tree| process(120, 110, tree);
+        story.take(snapshot(1, vec![command.clone(), child(COMMAND)], vec![tree(COMMAND, 2, 1, 10, Some(1))]));
+        // Its maker is not told of any more.
+        let trees = vec![tree(COMMAND, 1, 1, 10, Some(1)), tree(120, 1, 0, 5, Some(1))];
+        story.take(snapshot(2, vec![command, child(120)], trees));
+        let told = story.end();
+        assert_eq!((told.counts.page_faults, told.counts.processes, told.counts.running), (15, 3, 2));
+    }
+
+    #[test]
+    fn a_kill_for_want_of_memory_is_counted_once() {
+        let mut story = begun();
+        let take = |story: &mut Story, second, killed: &[u32]| {
+            let killed = killed.iter().map(|pid| exited(*pid, COMMAND, COMMAND, true));
+            let processes = [process(COMMAND, AGENT, COMMAND)].into_iter().chain(killed).collect();
+            story.take(snapshot(second, processes, vec![tree(COMMAND, 1, 1, 10, Some(1))]));
+        };
+        take(&mut story, 1, &[110]);
+        take(&mut story, 2, &[110, 120]);
+        take(&mut story, 3, &[120]);
+        assert_eq!(story.end().oom_kills, 2);
+    }
+
+    #[test]
+    fn of_many_trees_the_worst_judgements_are_kept() {
+        let mut story = begun();
+        let leaks = COMMAND + 40;
+        // Each ends at once, but for one that grows for twelve minutes.
+        for second in 0..720 {
+            let pid = COMMAND + 1000 + second as u32;
+            let mut trees = vec![tree(COMMAND, 1, 0, 0, Some(1)), tree(leaks, 1, 0, 0, Some(64 + second))];
+            let mut processes = vec![process(COMMAND, AGENT, COMMAND), process(leaks, COMMAND, leaks)];
+            if second < 100 {
+                trees.push(tree(pid, 1, 0, 0, Some(1)));
+                processes.push(process(pid, COMMAND, pid));
+            }
+            story.take(snapshot(second + 1, processes, trees));
+        }
+        let told = story.end();
+        assert_eq!((told.judged.len(), told.trees_left_out), (MOST_KEPT, 102 - MOST_KEPT as u64));
+        assert_eq!(told.verdict(), Verdict::Leak);
+        let worst = &told.judged[0];
+        assert!(worst.name.starts_with("tree 140 "), "{}", worst.name);
+        // By the calendar: not seconds since boot.
+        assert!(worst.judgement.since > 1.7e9, "{}", worst.judgement.since);
+    }
+}

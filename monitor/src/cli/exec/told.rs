@@ -326,3 +326,106 @@ fn time(duration: Duration) -> String {
 fn rounded(seconds: f64) -> f64 {
     (seconds * 1e6).round() / 1e6
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        cli::exec::story::{Counts, Memory},
+        detect::{Judge, Point, Settings},
+        serve::fixtures,
+    };
+    use std::{process::ExitStatus, time::UNIX_EPOCH};
+
+    /// A run whose tree has leaked for so many seconds.
+    fn run(wait_status: i32, seconds: u32, fail_on: Option<FailOn>) -> Run {
+        let mut judge = Judge::new(Settings::default());
+        for second in 0..seconds {
+            judge.push(&Point {
+                time_seconds: 1.8e9 + f64::from(second),
+                working_set_bytes: (100 + u64::from(second)) << 20,
+                requests_total: Some(u64::from(second) * 10),
+                limit_bytes: Some(1 << 30),
+                ..Point::default()
+            });
+        }
+        let judged = Judged { name: "tree 17 sh\x1b[2J soak.sh".to_owned(), judgement: judge.judgement() };
+        let counts = Counts { page_faults: 81_234, read_bytes: 3 << 20, processes: 7, running: 2, ..Counts::default() };
+        Run {
+            command: ["sh", "soak\n.sh"].map(OsString::from).into(),
+            pid: 17,
+            start: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
+            duration: Duration::from_millis(301_500),
+            ended: Ended { status: ExitStatus::from_raw(wait_status), peak_bytes: 123 << 20 },
+            tick: Duration::from_secs(1),
+            fail_on,
+            told: Told {
+                memory: Some(Memory { samples: 300, peak_bytes: 399 << 20, last_bytes: 398 << 20 }),
+                counts,
+                oom_kills: 1,
+                judged: vec![judged],
+                trees_left_out: 0,
+                coverage: fixtures::snapshot().coverage,
+            },
+        }
+    }
+
+    #[test]
+    fn a_story_fits_a_screen_and_says_what_it_does_not_know() {
+        let text = run(0, 300, Some(FailOn::Leak)).text();
+        let expected = "\
+monitor: sh soak?.sh ended with 0 after 5m 1s
+  memory       peak 399.0 MiB of all processes, 398.0 MiB at last (looked at every 1s)
+               peak 123.0 MiB of its largest process, by the kernel
+  page faults  81234
+  mapped       unknown, heap grown by unknown
+  block I/O    read 3.0 MiB, written 0 B, waited 0 us
+  requests     0 answered
+  processes    7, the command's own among them; 2 still running; 1 killed for want of memory
+  verdict      leak, 100 % sure, +100.0 MiB per 1,000 requests, +3.5 GiB per hour; at its limit in 10m 25s
+               leak: tree 17 sh?[2J soak.sh
+";
+        assert!(text.starts_with(expected), "{text}");
+        assert!(text.contains("address_space (unavailable)"), "{text}");
+        assert!(text.ends_with("  gate         found: --fail-on leak\n"), "{text}");
+    }
+
+    #[test]
+    fn what_was_too_short_to_be_looked_at_says_so() {
+        let mut run = run(0, 0, Some(FailOn::Growing));
+        (run.told.memory, run.told.judged) = (None, Vec::new());
+        let text = run.text();
+        assert!(text.contains("  memory       not looked at, as it took less than 1s\n"), "{text}");
+        assert!(text.contains("insufficient: no tick found it running\n") && text.contains("passed"), "{text}");
+        assert!(!run.failed());
+    }
+
+    #[test]
+    fn codes_are_the_commands_or_tell_the_signal() {
+        let code = |wait_status| run(wait_status, 0, None).code();
+        assert_eq!([code(0), code(3 << 8), code(9), code(15 | 0x80)], [0, 3, 137, 143]);
+        assert!(run(0, 300, None).text().contains("ended with 0"));
+        assert!(run(9, 0, None).text().contains("was ended by signal 9"));
+    }
+
+    #[test]
+    fn a_gate_finds_what_it_names() {
+        let failed = |seconds, fail_on| run(0, seconds, fail_on).failed();
+        assert!(failed(300, Some(FailOn::Leak)) && failed(300, Some(FailOn::Growing)));
+        assert!(!failed(300, None) && !failed(10, Some(FailOn::Growing)));
+    }
+
+    #[test]
+    fn programs_read_the_names_that_the_agent_has() {
+        let told: Value = serde_json::from_str(&run(9, 300, Some(FailOn::Leak)).json().unwrap()).unwrap();
+        assert_eq!((&told["exit_code"], &told["exit_signal"]), (&Value::Null, &9.into()));
+        assert_eq!(told["start_time"], "2027-01-15T08:00:00.000Z");
+        assert_eq!(told["memory"]["peak_bytes"], 399 << 20);
+        assert_eq!(told["page_faults"]["total"], 81_234);
+        assert_eq!(told["address_space"]["mapped_bytes_total"], Value::Null);
+        assert_eq!((&told["failed"], &told["verdict"]), (&true.into(), &"leak".into()));
+        let tree = &told["trees"][0];
+        assert!(tree["bytes_per_hour"]["low"].is_number(), "{tree}");
+        assert!(tree["since"].as_str().unwrap().starts_with("2027-01-15T08:0"), "{tree}");
+    }
+}
