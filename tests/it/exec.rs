@@ -115,7 +115,7 @@ fn memory_and_faults_are_those_that_the_command_says() -> Result<()> {
     let story = place.story()?;
     percent_apart("peak", json::count(&story, "memory.peak_bytes")?, bytes, 2)?;
     percent_apart("memory at last", json::count(&story, "memory.last_bytes")?, bytes, 2)?;
-    percent_apart("peak by the kernel", json::count(&story, "memory.largest_process_peak_bytes")?, bytes, 1)?;
+    percent_apart("max RSS", json::count(&story, "memory.max_rss_bytes")?, bytes, 1)?;
     percent_apart("faults", json::count(&story, "page_faults.total")?, faults, 2)?;
     ensure!(json::count(&story, "address_space.mapped_bytes_total")? > 256 << 20, "nothing mapped: {story}");
     expect::exactly("processes", json::count(&story, "processes.total")?, 1)?;
@@ -134,7 +134,7 @@ fn a_command_that_is_over_before_the_first_tick_is_counted_all_the_same() -> Res
     let said: Value = serde_json::from_slice(&output.stdout)?;
     let (story, bytes) = (place.story()?, json::count(&said, "bytes")?);
     percent_apart("faults", json::count(&story, "page_faults.total")?, json::count(&said, "faults")?, 3)?;
-    percent_apart("peak by the kernel", json::count(&story, "memory.largest_process_peak_bytes")?, bytes, 1)?;
+    percent_apart("max RSS", json::count(&story, "memory.max_rss_bytes")?, bytes, 1)?;
     ensure!(json::at(&story, "memory.peak_bytes")?.is_null(), "no tick has seen it: {story}");
     expect::exactly("verdict", json::text(&story, "verdict")?, "insufficient")
 }

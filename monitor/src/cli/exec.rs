@@ -37,11 +37,17 @@ const NOT_FOUND: u8 = 127;
 
 /// Run a command, and tell what became of its memory: of its process and of all that descend from it.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "\
-The command begins once everything is attached, with this one's input, output, environment and directory. At its end, the story
-goes to standard error: its peak and last memory, page faults, I/O, requests, processes, and the verdict that `monitor analyze`
-would give. A verdict takes 20 ticks, 13 seconds, and 500 requests or without any 10 minutes.
-Ctrl-C is the command's, and SIGTERM and SIGHUP are passed on to it. Where this is killed, the command goes on.
+#[command(
+    mut_arg("socket", |socket| socket.help("Where the agent listens meanwhile, instead of in a directory of its own")),
+    mut_arg("quiet", |quiet| quiet.hide(true)),
+    mut_arg("log_interval", |interval| interval.hide(true)),
+    after_help = "\
+The command begins once everything is attached, with the input, output, environment and directory of this one. At its end, the \
+story goes to standard error: memory, page faults, I/O, requests and processes of the command and of all that descends from it, \
+and the verdict that `monitor analyze` would give. A verdict takes 20 ticks, 13 seconds, and 500 requests or without any 10 \
+minutes.
+
+Ctrl-C is the command's; SIGTERM and SIGHUP are passed on to it. Where monitor is killed, the command goes on.
 
 Examples:
   sudo monitor exec -- make -j8                              how much memory a build takes
@@ -50,8 +56,9 @@ Examples:
   sudo monitor exec -- runuser -u me -- ./server --port 80   as another user
   sudo monitor exec --record night.rec -- ./server           and ask later what happened, when and where
 
-Exit codes: the command's own, or 128 and the signal that ended it; 4 where it succeeded, but there is what --fail-on names; 127
-where there is no such command, and 126 where it cannot be executed; 1 or 2 where nothing could be watched, before it began.")]
+Exit codes: the command's own, or 128 and the signal that ended it; 4 where it succeeded, but there is what --fail-on names; 127 \
+where there is no such command, and 126 where it cannot be executed; 1 or 2 where it was not begun, as nothing could be watched."
+)]
 pub(super) struct Arguments {
     #[command(flatten)]
     settings: Settings,

@@ -41,12 +41,11 @@ Examples:
   monitor findings                             who leaks memory, how fast, and when it will be at its limit
   sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
   monitor analyze night.rec                    whose memory leaked meanwhile
-  sudo monitor exec --fail-on leak -- ./soak   run a command, tell what became of its memory, and fail where it leaks
+  sudo monitor exec --fail-on leak -- ./soak   tell what became of a command's memory; fail where it leaks
   monitor doctor                               what this kernel offers, and what is missing
 
-Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration; doctor: 3 this kernel can serve no source;
-analyze and exec: 4 there is what --fail-on names; exec: else the command's own, 127 where there is none, 126 where it cannot be
-executed.";
+Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration; doctor: 3 this kernel can serve no source; analyze and \
+exec: 4 there is what --fail-on names; exec: else the command's own, 127 where there is none, 126 where it cannot be executed.";
 
 #[derive(Debug, Subcommand)]
 enum Command {

@@ -44,8 +44,9 @@ struct Signals {
 pub(super) struct Ended {
     /// Its exit code or signal.
     pub(super) status: ExitStatus,
-    /// The most memory that its process had, or the largest of its children that it waited for, by the kernel's count.
-    pub(super) peak_bytes: u64,
+    /// The most resident memory that a single process had, by the kernel's count (ru_maxrss): its own, or one of those that were
+    /// waited for.
+    pub(super) max_rss_bytes: u64,
 }
 
 /// What comes first.
@@ -136,7 +137,7 @@ impl Running {
             _ => Ok(Some(Ended {
                 status: ExitStatus::from_raw(status),
                 // In KiB, see getrusage(2).
-                peak_bytes: usage.ru_maxrss.unsigned_abs() * 1024,
+                max_rss_bytes: usage.ru_maxrss.unsigned_abs() * 1024,
             })),
         }
     }
@@ -180,7 +181,7 @@ mod tests {
     fn a_command_ends_as_it_will() {
         let (end, refusal) = ended(&["sh", "-c", "exit 7"]);
         assert_eq!((end.status.code(), refusal.map(|error| error.kind())), (Some(7), None));
-        assert!(end.peak_bytes > 100 << 10, "{} bytes", end.peak_bytes);
+        assert!(end.max_rss_bytes > 100 << 10, "{} bytes", end.max_rss_bytes);
         let (end, _) = ended(&["sh", "-c", "kill -9 $$"]);
         assert_eq!((end.status.code(), end.status.signal()), (None, Some(9)));
     }

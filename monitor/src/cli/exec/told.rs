@@ -68,7 +68,7 @@ struct MemoryView {
     peak_bytes: Option<u64>,
     last_bytes: Option<u64>,
     samples_total: u64,
-    largest_process_peak_bytes: u64,
+    max_rss_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -138,7 +138,7 @@ impl Run {
                 peak_bytes: told.memory.map(|memory| memory.peak_bytes),
                 last_bytes: told.memory.map(|memory| memory.last_bytes),
                 samples_total: told.memory.map_or(0, |memory| memory.samples),
-                largest_process_peak_bytes: ended.peak_bytes,
+                max_rss_bytes: ended.max_rss_bytes,
             },
             page_faults: PageFaultsView { total: known(Source::PageFault, counts.page_faults) },
             address_space: AddressSpaceView {
@@ -186,7 +186,13 @@ impl Run {
             let _ = writeln!(text, "  {name:<12} {what}");
         };
         line("memory", &self.memory());
-        line("", &format!("peak {} of its largest process, by the kernel", human_bytes(self.ended.peak_bytes as f64)));
+        line(
+            "",
+            &format!(
+                "max RSS {}, of the largest process that was waited for",
+                human_bytes(self.ended.max_rss_bytes as f64)
+            ),
+        );
         let told = &self.told;
         let counts = &told.counts;
         let shown = |source, number: u64, show: fn(f64) -> String| {
@@ -356,7 +362,7 @@ mod tests {
             pid: 17,
             start: UNIX_EPOCH + Duration::from_secs(1_800_000_000),
             duration: Duration::from_millis(301_500),
-            ended: Ended { status: ExitStatus::from_raw(wait_status), peak_bytes: 123 << 20 },
+            ended: Ended { status: ExitStatus::from_raw(wait_status), max_rss_bytes: 123 << 20 },
             tick: Duration::from_secs(1),
             fail_on,
             told: Told {
@@ -376,7 +382,7 @@ mod tests {
         let expected = "\
 monitor: sh soak?.sh ended with 0 after 5m 1s
   memory       peak 399.0 MiB of all processes, 398.0 MiB at last (looked at every 1s)
-               peak 123.0 MiB of its largest process, by the kernel
+               max RSS 123.0 MiB, of the largest process that was waited for
   page faults  81234
   mapped       unknown, heap grown by unknown
   block I/O    read 3.0 MiB, written 0 B, waited 0 us
