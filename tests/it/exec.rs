@@ -217,6 +217,23 @@ fn it_ends_as_the_command_does_and_has_no_word_in_its_output() -> Result<()> {
 }
 
 #[test]
+fn what_cannot_be_watched_is_not_begun() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let place = Place::new()?;
+    for (flags, code) in [(["--set", "page_fault.rung=dance"], 2), (["--socket", "/proc/monitor.sock"], 1)] {
+        let output = place.run(&flags, &["touch", "begun"])?;
+        expect::exactly(&format!("{flags:?}"), output.status.code(), Some(code)).with_context(|| words(&output))?;
+        ensure!(words(&output).lines().count() == 1, "more than one line: {}", words(&output));
+    }
+    // Nor is one whose story would find no file.
+    fs::remove_file(place.path("story.json"))?;
+    fs::create_dir(place.path("story.json"))?;
+    expect::exactly("exit code", place.run(&[], &["touch", "begun"])?.status.code(), Some(1))?;
+    ensure!(!place.path("begun").exists(), "the command was begun");
+    Ok(())
+}
+
+#[test]
 fn the_command_has_its_input_output_environment_and_directory() -> Result<()> {
     let _machine = Machine::claim()?;
     let place = Place::new()?;
