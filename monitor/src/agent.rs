@@ -17,7 +17,7 @@ use crate::{
     doctor,
     event_log::{DEFAULT_CAPACITY, EventLog},
     history::{Identity, Limits, Origin, Recorder},
-    ids::ProcessKey,
+    ids::{ProcessKey, Tgid},
     kernel::{attach::Loader, support::Support},
     mark::Told,
     model::{Model, Retention, snapshot::Snapshot},
@@ -36,7 +36,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
     runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
-    sync::watch,
+    sync::{oneshot, watch},
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
 
@@ -66,14 +66,32 @@ pub struct Claims {
     pub workloads: Option<serve::Claim>,
 }
 
+/// Somebody in this process who reads along, and ends the agent, which leaves signals and the service manager to them.
+#[derive(Debug)]
+pub struct Companion {
+    /// Is handed the snapshots once everything is attached and the sockets answer.
+    pub ready: oneshot::Sender<watch::Receiver<Arc<Snapshot>>>,
+    /// Ends the agent when it is sent to, or dropped. All that happened until then is in the last snapshot.
+    pub end: oneshot::Receiver<()>,
+}
+
 /// Attaches, serves, and goes on until it is told to end: by a signal, or after the configured time. Clients are answered by
 /// `servers`, so that none of them keeps the agent from counting.
 pub async fn run(config: Config, claims: Claims, servers: &Handle) -> anyhow::Result<()> {
+    let end = End::by_signals(config.run_for)?;
+    run_until(end, config, claims, servers).await
+}
+
+/// As [`run`], until the companion ends it.
+pub async fn run_beside(companion: Companion, config: Config, claims: Claims, servers: &Handle) -> anyhow::Result<()> {
+    run_until(End::Companion(companion.end, Some(companion.ready)), config, claims, servers).await
+}
+
+async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handle) -> anyhow::Result<()> {
     doctor::check(&config)?;
     keep_memory_small();
     lift_memory_lock_limit();
     descriptors::raise_limit();
-    let mut end = End::new(config.run_for)?;
     let scraped = config.metrics.listen.map(serve::Loopback::bind).transpose()?;
     let since = BootTime::now();
     let support = doctor::examine_fields(&config)?;
@@ -116,9 +134,9 @@ pub async fn run(config: Config, claims: Claims, servers: &Handle) -> anyhow::Re
     let consoles: Vec<_> =
         consoles.into_iter().map(|console| servers.spawn(show(console, latest.clone(), ending.clone()))).collect();
 
-    service::ready();
+    end.ready(latest);
     agent.work(&config, &Published { snapshots, findings }, &mut end).await;
-    service::ending();
+    end.ending();
 
     shutdown.send_replace(true);
     if let Some(recorder) = agent.recorder.take() {
@@ -204,7 +222,8 @@ impl Agent {
             containers: ContainerFiles::new(config.containers.clone()),
             // After all that is opened for good.
             node: Node::new(polled, &facts.cgroup, &Budget::of_process()),
-            model: Model::new(since, retention, facts.cgroup.name(), config.entry_points.clone()),
+            model: Model::new(since, retention, facts.cgroup.name(), config.entry_points.clone())
+                .of_agent(Tgid(std::process::id())),
             meter,
             gpus: GpuReader::new(config),
             events: Arc::new(EventLog::new(DEFAULT_CAPACITY)),
@@ -235,7 +254,7 @@ impl Agent {
         let sampled = !config.cost.every.is_zero();
         let mut open_window = every(if sampled { config.cost.every } else { Duration::MAX });
         let mut close_window: Option<Instant> = None;
-        let alive_every = service::alive_every();
+        let alive_every = end.alive_every();
         let mut say_alive = every(alive_every.unwrap_or(Duration::MAX));
         loop {
             let closing = async {
@@ -423,29 +442,50 @@ fn start_timeseries(config: &Config) -> anyhow::Result<Option<TimeSeries>> {
     config.export_timeseries.then(start).transpose()
 }
 
-/// What ends the agent.
-struct End {
-    signals: [Signal; 3],
-    deadline: Option<Instant>,
+/// What ends the agent, and who is told how it goes.
+enum End {
+    /// A signal, or the deadline; the service manager is told.
+    Signals([Signal; 3], Option<Instant>),
+    /// A companion, who is told once that it is ready.
+    Companion(oneshot::Receiver<()>, Option<oneshot::Sender<watch::Receiver<Arc<Snapshot>>>>),
 }
 
 impl End {
-    fn new(run_for: Option<Duration>) -> anyhow::Result<Self> {
+    fn by_signals(run_for: Option<Duration>) -> anyhow::Result<Self> {
         let listen = |kind| signal(kind).context("listening for signals");
-        Ok(Self {
-            signals: [
-                listen(SignalKind::interrupt())?,
-                listen(SignalKind::terminate())?,
-                listen(SignalKind::hangup())?,
-            ],
-            deadline: run_for.map(|time| Instant::now() + time),
-        })
+        let signals =
+            [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?];
+        Ok(Self::Signals(signals, run_for.map(|time| Instant::now() + time)))
+    }
+
+    fn ready(&mut self, snapshots: watch::Receiver<Arc<Snapshot>>) {
+        match self {
+            Self::Signals(..) => service::ready(),
+            // One who has gone has dropped the other end as well.
+            Self::Companion(_, ready) => drop(ready.take().map(|ready| ready.send(snapshots))),
+        }
+    }
+
+    fn alive_every(&self) -> Option<Duration> {
+        if let Self::Signals(..) = self { service::alive_every() } else { None }
+    }
+
+    fn ending(&self) {
+        if let Self::Signals(..) = self {
+            service::ending();
+        }
     }
 
     async fn reached(&mut self) {
-        let [interrupt, terminate, hangup] = &mut self.signals;
+        let ([interrupt, terminate, hangup], deadline) = match self {
+            Self::Signals(signals, deadline) => (signals, *deadline),
+            Self::Companion(told, _) => {
+                let _ = told.await;
+                return;
+            }
+        };
         let deadline = async {
-            match self.deadline {
+            match deadline {
                 Some(deadline) => tokio::time::sleep_until(deadline).await,
                 None => std::future::pending().await,
             }

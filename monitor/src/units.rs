@@ -47,6 +47,15 @@ pub fn human_duration(duration: Duration) -> String {
     show_duration(Duration::from_secs(duration.as_secs()))
 }
 
+/// Seconds in their largest unit of seconds, milliseconds or microseconds: "5.9 s", "12 ms", "0 us".
+pub fn human_seconds(seconds: f64) -> String {
+    match seconds {
+        s if s >= 0.9995 => format!("{s:.1} s"),
+        s if s >= 0.000_999_5 => format!("{:.0} ms", s * 1e3),
+        s => format!("{:.0} us", s * 1e6),
+    }
+}
+
 /// Divides by `step` until the value is below it; one decimal where that tells something.
 fn scaled(value: f64, step: f64, units: &[&str], space: &str) -> String {
     let mut value = value.max(0.0);
@@ -100,6 +109,14 @@ mod tests {
         assert_eq!(human_bytes(1024.0), "1.0 KiB");
         assert_eq!(human_bytes(1010.0 * 1024.0), "1010 KiB");
         assert_eq!(human_duration(Duration::from_millis(72_900)), "1m 12s");
+    }
+
+    #[test]
+    fn time_is_told_in_a_fitting_unit() {
+        assert_eq!(human_seconds(0.0), "0 us");
+        assert_eq!(human_seconds(0.000_2), "200 us");
+        assert_eq!(human_seconds(0.25), "250 ms");
+        assert_eq!(human_seconds(0.9996), "1.0 s");
     }
 
     proptest! {

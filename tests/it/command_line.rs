@@ -96,7 +96,7 @@ fn help_teaches_every_command() -> Result<()> {
     let output = agent::run(&["--help"])?;
     expect::exactly("exit code", output.status.code(), Some(0))?;
     let help = String::from_utf8(output.stdout)?;
-    for command in ["run", "record", "query", "doctor", "config"] {
+    for command in ["run", "record", "query", "findings", "analyze", "exec", "doctor", "config"] {
         ensure!(help.contains(command), "--help does not name {command}:\n{help}");
         let output = agent::run(&[command, "--help"])?;
         ensure!(output.status.success() && !output.stdout.is_empty(), "{command} --help says nothing");
@@ -104,6 +104,43 @@ fn help_teaches_every_command() -> Result<()> {
     let version = agent::run(&["--version"])?;
     ensure!(String::from_utf8_lossy(&version.stdout).starts_with("monitor "), "--version names no program");
     expect::exactly("exit code of nonsense", agent::run(&["dance"])?.status.code(), Some(2))
+}
+
+/// Two minutes of a server: ten requests a second, and so many bytes more in each.
+fn samples(subject: &str, more: u64) -> String {
+    let sample = |second: u64| format!("{second},{subject},{},{}\n", (100 << 20) + second * more, second * 10);
+    (0..120).map(sample).collect()
+}
+
+#[test]
+fn analyze_ends_with_4_only_where_there_is_what_it_should_fail_on() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let header = "timestamp,subject,working_set_bytes,requests_total\n";
+    let write = |name: &str, lines: &str| -> Result<String> {
+        let path = directory.path().join(name);
+        fs::write(&path, format!("{header}{lines}"))?;
+        Ok(path.to_string_lossy().into_owned())
+    };
+    let leaks = write("leaks.csv", &(samples("stays", 0) + &samples("leaks", 1 << 20)))?;
+    let stays = write("stays.csv", &samples("stays", 0))?;
+    for (arguments, code, verdict) in [
+        (&["--fail-on", "leak", &leaks][..], 4, "leak"),
+        (&["--fail-on", "growing", &leaks], 4, "leak"),
+        (&["--fail-on", "leak", &stays, &leaks], 4, "leak"),
+        (&["--fail-on", "growing", &stays], 0, "stable"),
+        (&[&leaks], 0, "leak"),
+    ] {
+        let output = agent::run(&[&["analyze", "--json"], arguments].concat())?;
+        expect::exactly(&format!("exit code of {arguments:?}"), output.status.code(), Some(code))?;
+        let told: Value = serde_json::from_slice(&output.stdout)?;
+        let told = json::list(&told, "subjects")?.last().context("no subject")?;
+        expect::exactly("verdict", json::text(told, "verdict")?, verdict)?;
+    }
+    let malformed = write("malformed.csv", &format!("{}120,leaks,many,1200\n", samples("leaks", 1 << 20)))?;
+    let output = agent::run(&["analyze", "--fail-on", "leak", &malformed])?;
+    refused(&output, 2, &format!("{malformed}:122: working_set_bytes"))?;
+    ensure!(output.stdout.is_empty(), "it tells of half a file");
+    refused(&agent::run(&["analyze", "/nowhere/soak.csv"])?, 1, "/nowhere/soak.csv")
 }
 
 #[test]

@@ -11,6 +11,9 @@ mod container;
 #[cfg(not(feature = "vm"))]
 mod deploy;
 mod descriptors;
+// Workloads in Python.
+#[cfg(not(feature = "vm"))]
+mod exec;
 // A statically linked agent loads no driver.
 #[cfg(not(feature = "vm"))]
 mod gpu;

@@ -458,8 +458,11 @@ pub fn run_through(wrapper: &[&str], arguments: &[&str]) -> Result<Output> {
     command.output().with_context(|| format!("cannot start the agent by {wrapper:?}"))
 }
 
-/// The agent's binary, without settings from this environment.
-fn command() -> Result<Command> {
+/// The agent's binary, without settings from this environment, to be started by the test itself.
+///
+/// # Errors
+/// It is not built.
+pub fn command() -> Result<Command> {
     Ok(without_settings(Command::new(binary()?)))
 }
 

@@ -54,8 +54,9 @@ pub(super) struct Arguments {
     fail_on: Option<FailOn>,
 }
 
+/// What fails a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum FailOn {
+pub(super) enum FailOn {
     Leak,
     Growing,
 }
@@ -74,10 +75,19 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 }
 
 /// A subject's name, how it stands, and whether times are those of a calendar.
-type Judged<'a> = (&'a str, Judgement, bool);
+pub(super) type Judged<'a> = (&'a str, Judgement, bool);
 
 impl FailOn {
-    fn fails(self, verdict: Verdict) -> bool {
+    /// As the flag takes it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Leak => "leak",
+            Self::Growing => "growing",
+        }
+    }
+
+    /// Whether a verdict is what it names, or worse.
+    pub(super) fn fails(self, verdict: Verdict) -> bool {
         verdict == Verdict::Leak || self == Self::Growing && verdict == Verdict::Growing
     }
 }
@@ -88,20 +98,22 @@ fn read(path: &Path, subjects: &mut Subjects) -> anyhow::Result<()> {
 }
 
 fn json(judged: &[Judged<'_>]) -> anyhow::Result<String> {
-    let subject = |(name, judgement, calendar): &Judged<'_>| {
-        let mut value = serde_json::to_value(judgement)?;
-        if *calendar {
-            show_times(&mut value);
-        }
-        let mut fields = serde_json::Map::new();
-        fields.insert("subject".to_owned(), (*name).into());
-        if let Value::Object(rest) = value {
-            fields.extend(rest);
-        }
-        Ok(Value::from(fields))
-    };
-    let list = judged.iter().map(subject).collect::<serde_json::Result<Vec<_>>>()?;
+    let list = judged.iter().map(subject_json).collect::<serde_json::Result<Vec<_>>>()?;
     Ok(format!("{:#}\n", serde_json::json!({ "subjects": list })))
+}
+
+/// A subject with all that is said of it.
+pub(super) fn subject_json((name, judgement, calendar): &Judged<'_>) -> serde_json::Result<Value> {
+    let mut value = serde_json::to_value(judgement)?;
+    if *calendar {
+        show_times(&mut value);
+    }
+    let mut fields = serde_json::Map::new();
+    fields.insert("subject".to_owned(), (*name).into());
+    if let Value::Object(rest) = value {
+        fields.extend(rest);
+    }
+    Ok(Value::from(fields))
 }
 
 /// Writes the times, wherever they are, as a calendar has them.
@@ -140,7 +152,7 @@ fn table(judged: &[Judged<'_>]) -> String {
     text
 }
 
-fn signed_bytes(bytes: f64) -> String {
+pub(super) fn signed_bytes(bytes: f64) -> String {
     format!("{}{}", if bytes < 0.0 { "-" } else { "+" }, human_bytes(bytes.abs()))
 }
 

@@ -3,6 +3,7 @@
 mod analyze;
 mod config;
 mod doctor;
+mod exec;
 mod findings;
 mod query;
 mod record;
@@ -40,10 +41,11 @@ Examples:
   monitor findings                             who leaks memory, how fast, and when it will be at its limit
   sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
   monitor analyze night.rec                    whose memory leaked meanwhile
+  sudo monitor exec --fail-on leak -- ./soak   tell what became of a command's memory; fail where it leaks
   monitor doctor                               what this kernel offers, and what is missing
 
-Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration; doctor: 3 this kernel can serve no source;
-analyze: 4 there is what --fail-on names.";
+Exit codes: 0 done, 1 failed at run time, 2 wrong usage or configuration; doctor: 3 this kernel can serve no source; analyze and \
+exec: 4 there is what --fail-on names; exec: else the command's own, 127 where there is none, 126 where it cannot be executed.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -52,6 +54,7 @@ enum Command {
     Query(query::Arguments),
     Findings(findings::Arguments),
     Analyze(analyze::Arguments),
+    Exec(exec::Arguments),
     Doctor(doctor::Arguments),
     Config(config::Arguments),
 }
@@ -66,6 +69,7 @@ pub fn main() -> ExitCode {
         Command::Query(arguments) => query::run(&arguments),
         Command::Findings(arguments) => findings::run(&arguments),
         Command::Analyze(arguments) => analyze::run(arguments),
+        Command::Exec(arguments) => exec::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Config(arguments) => config::run(arguments),
     };

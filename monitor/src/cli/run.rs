@@ -9,7 +9,7 @@ use crate::{
 };
 use anyhow::Context as _;
 use std::{process::ExitCode, time::Duration};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Handle};
 
 /// Threads that answer clients and write tables.
 const SERVERS: usize = 1;
@@ -50,6 +50,15 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
 
 /// Runs an agent until its end.
 pub(super) fn run_agent(config: Config) -> anyhow::Result<ExitCode> {
+    drive(config, async |config, claims, servers| agent::run(config, claims, &servers).await)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Claims what an agent listens at, makes the threads that it takes, and waits for what is done with them on this one.
+pub(super) fn drive<T>(
+    config: Config,
+    work: impl AsyncFnOnce(Config, Claims, Handle) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let claims = Claims {
         node: serve::claim(&config.socket, config.socket_group.as_deref())?,
         workloads: config
@@ -67,9 +76,9 @@ pub(super) fn run_agent(config: Config) -> anyhow::Result<ExitCode> {
     let servers = servers.build().context("cannot start threads")?;
     // The agent waits for its own timers and rings: that another thread woke it would cost as much again.
     let runtime = Builder::new_current_thread().enable_all().build().context("cannot wait for anything")?;
-    let result = runtime.block_on(agent::run(config, claims, servers.handle()));
+    let result = runtime.block_on(work(config, claims, servers.handle().clone()));
     servers.shutdown_timeout(PATIENCE);
-    result.map(|()| ExitCode::SUCCESS)
+    result
 }
 
 fn lay_down_capabilities() {

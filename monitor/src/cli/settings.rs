@@ -7,6 +7,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Where an agent is found, and what it writes to. An agent that runs beside the node's own has these by flags alone.
+const OF_ONE_AGENT: &[&str] = &[
+    "socket",
+    "socket_group",
+    "workload_socket",
+    "metrics.listen",
+    "record.path",
+    "export_timeseries",
+    "timeseries_path",
+    "console",
+    "log_interval",
+];
+
 /// Where the configuration comes from.
 #[derive(Clone, Debug, Default, Args)]
 pub(super) struct Source {
@@ -61,13 +74,13 @@ pub(super) struct Settings {
 impl Source {
     /// The configuration with these flags.
     pub(super) fn load(self) -> Result<Effective, Error> {
-        self.load_with(Vec::new())
+        self.load_with(Vec::new(), &[])
     }
 
-    fn load_with(self, more: Vec<Assignment>) -> Result<Effective, Error> {
+    fn load_with(self, more: Vec<Assignment>, only_by_flags: &'static [&'static str]) -> Result<Effective, Error> {
         let mut flags = self.set.iter().map(|text| Assignment::parse(text)).collect::<Result<Vec<_>, _>>()?;
         flags.extend(more);
-        Effective::load(Layers { file: self.config, environment: environment(), flags })
+        Effective::load(Layers { file: self.config, environment: environment(), flags, only_by_flags })
     }
 }
 
@@ -75,7 +88,7 @@ impl Socket {
     /// The configuration with this flag.
     pub(super) fn load(&self) -> Result<Effective, Error> {
         let flags = self.assignment().into_iter().collect();
-        Effective::load(Layers { file: None, environment: environment(), flags })
+        Effective::load(Layers { environment: environment(), flags, ..Layers::default() })
     }
 
     fn assignment(&self) -> Option<Assignment> {
@@ -86,6 +99,16 @@ impl Socket {
 impl Settings {
     /// The configuration with these flags.
     pub(super) fn load(self) -> Result<Effective, Error> {
+        self.load_with(&[])
+    }
+
+    /// The configuration for an agent that runs beside the node's own, with its socket at this path unless a flag names another.
+    pub(super) fn load_aside(mut self, socket: &Path) -> Result<Effective, Error> {
+        self.socket.socket.get_or_insert_with(|| socket.to_owned());
+        self.load_with(OF_ONE_AGENT)
+    }
+
+    fn load_with(self, only_by_flags: &'static [&'static str]) -> Result<Effective, Error> {
         let flags = [
             self.socket.assignment(),
             self.socket_group.as_deref().map(|group| flag("socket_group", group, "--socket-group")),
@@ -97,7 +120,7 @@ impl Settings {
             self.csv.as_ref().map(|_| flag("export_timeseries", "true", "--csv")),
             self.csv.as_deref().map(|path| flag("timeseries_path", &text(path), "--csv")),
         ];
-        self.source.load_with(flags.into_iter().flatten().collect())
+        self.source.load_with(flags.into_iter().flatten().collect(), only_by_flags)
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Layers {
     pub environment: Vec<(OsString, OsString)>,
     /// The flags, in their order.
     pub flags: Vec<Assignment>,
+    /// Settings that only flags set: what the file and the environment say of them is for another agent.
+    pub only_by_flags: &'static [&'static str],
 }
 
 /// The configuration that holds, with the origin of each value.
@@ -70,6 +72,7 @@ impl Effective {
             None => Vec::new(),
         };
         assignments.extend(environment(&layers.environment, &table)?);
+        assignments.retain(|assignment| !layers.only_by_flags.contains(&&*assignment.path));
         assignments.extend(layers.flags);
 
         let keys = table.into_iter().map(|key| (key, Origin::Default)).collect();

@@ -12,7 +12,7 @@ fn load(file: &str, variables: &[(&str, &str)], flags: &[&str]) -> (Result<Effec
     let path = written.path().to_owned();
     let environment = variables.iter().map(|&(name, value)| (name.into(), value.into())).collect();
     let flags = flags.iter().map(|text| Assignment::parse(text).unwrap()).collect();
-    (Effective::load(Layers { file: Some(path.clone()), environment, flags }), path)
+    (Effective::load(Layers { file: Some(path.clone()), environment, flags, ..Layers::default() }), path)
 }
 
 fn config(file: &str, variables: &[(&str, &str)], flags: &[&str]) -> Config {

@@ -19,7 +19,7 @@ pub mod usage;
 use crate::{
     constant::{self, Name},
     event::Event,
-    ids::{CgroupId, DeviceId, ProcessId},
+    ids::{CgroupId, DeviceId, ProcessId, Tgid},
     mark::Mark,
     reading::{MemoryReading, ProcessChange, Readings, Watched},
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
@@ -119,6 +119,12 @@ impl Model {
             snapshots_total: 0,
             mark: None,
         }
+    }
+
+    /// The same, where `agent` is the process that counts: what that starts is there to be watched, and begins trees of its own.
+    pub fn of_agent(mut self, agent: Tgid) -> Self {
+        self.processes.keep_apart(agent);
+        self
     }
 
     /// What a sample mentions and nobody has heard of: to be looked up before the sample is taken in.

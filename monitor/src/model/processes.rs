@@ -51,6 +51,8 @@ pub(super) struct Processes {
     entry_points: Vec<String>,
     /// Whether other trees may be the first of their container or unit than were when that was last worked out.
     firsts_changed: bool,
+    /// The agent, whose children begin trees; none where nobody said which process that is.
+    agent: Option<Tgid>,
 }
 
 impl Counted for Process {
@@ -74,6 +76,10 @@ const MARKED_TREES: usize = 1024;
 impl Processes {
     pub(super) fn new(entry_points: Vec<String>) -> Self {
         Self { entry_points, ..Self::default() }
+    }
+
+    pub(super) fn keep_apart(&mut self, agent: Tgid) {
+        self.agent = Some(agent);
     }
 
     pub(super) fn contains(&self, id: ProcessId) -> bool {
@@ -490,7 +496,8 @@ impl Processes {
         let rule = rule::of(&process.command_line, &self.entry_points);
         let fits = |tree: ProcessId| rule.is_none() || self.rule_of(tree.key()) == rule;
         let parent = parent.and_then(|parent| self.accounts.find(parent));
-        let parent = parent.filter(|parent| joins(&process, parent) && fits(parent.tree));
+        let is_agent = |parent: &Process| Some(parent.id.tgid) == self.agent;
+        let parent = parent.filter(|parent| joins(&process, parent) && !is_agent(parent) && fits(parent.tree));
         if let Some(tree) = parent.map(|parent| parent.tree)
             && let Some(running) = self.trees.edit(tree.key()).map(|tree| &mut tree.running)
         {

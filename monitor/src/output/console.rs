@@ -12,7 +12,7 @@ use crate::{
         totals::Rates,
     },
     source::Source,
-    units::{human_bytes, human_count, human_duration},
+    units::{human_bytes, human_count, human_duration, human_seconds},
 };
 use std::{
     borrow::Cow,
@@ -262,7 +262,7 @@ static DISK_WAIT: Quantity = Quantity {
     title: "DISK WAIT/s",
     source: Source::BlockIo,
     read: |r| r.io_wait,
-    show: |r| human_wait(r.io_wait),
+    show: |r| human_seconds(r.io_wait),
     from_width: 0,
 };
 
@@ -375,15 +375,6 @@ fn cost(snapshot: &Snapshot) -> String {
     format!("agent    {cpu} % of one CPU, {resident} resident, {maps} of maps")
 }
 
-/// Time that all requests together waited in each second.
-fn human_wait(seconds: f64) -> String {
-    match seconds {
-        s if s >= 0.9995 => format!("{s:.1} s"),
-        s if s >= 0.000_999_5 => format!("{:.0} ms", s * 1e3),
-        s => format!("{:.0} us", s * 1e6),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{super::text::columns, *};
@@ -482,13 +473,5 @@ agent    0.50 % of one CPU, 6.0 MiB resident, 4.0 MiB of maps
         assert_eq!(due(3, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]), [3, 6, 9]);
         assert_eq!(due(3, &[0, 2, 4, 5, 6, 8, 20, 21]), [4, 6, 20, 21]);
         assert_eq!(due(1, &[0, 1, 2]), [1, 2]);
-    }
-
-    #[test]
-    fn waiting_is_told_in_a_fitting_unit() {
-        assert_eq!(human_wait(0.0), "0 us");
-        assert_eq!(human_wait(0.000_2), "200 us");
-        assert_eq!(human_wait(0.25), "250 ms");
-        assert_eq!(human_wait(0.9996), "1.0 s");
     }
 }

@@ -314,7 +314,9 @@ impl Leak {
             Some(Course::WorkingSet) => (Verdict::Growing, Reason::WorkingSetOnly),
             Some(Course::Flattened) => (Verdict::Stable, Reason::Flattened),
             Some(Course::FollowsLoad) => (Verdict::Stable, Reason::FollowsLoad),
-            Some(Course::Flat | Course::Unknown) | None => (Verdict::Stable, Reason::NoGrowth),
+            Some(Course::Flat | Course::Unknown) => (Verdict::Stable, Reason::NoGrowth),
+            // Many samples in a few seconds are but a few blocks.
+            None => (Verdict::Insufficient, Reason::TooLittleData),
         };
         self.told(verdict, reason, found, age)
     }

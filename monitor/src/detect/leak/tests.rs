@@ -98,6 +98,20 @@ fn what_grows_with_requests_and_what_with_time_are_told_apart() {
 }
 
 #[test]
+fn many_samples_in_a_few_seconds_are_not_enough() {
+    let leaking = |seconds: f64| {
+        live(&mut Leak::default(), seconds / HOUR, 0.1, |time| Point {
+            working_set_bytes: ((100.0 + 10.0 * time) * MIB) as u64,
+            requests_total: Some((time * 200.0) as u64),
+            ..Point::default()
+        })
+    };
+    let report = leaking(8.0);
+    assert_eq!((report.verdict, report.reason), (Verdict::Insufficient, Reason::TooLittleData));
+    assert_eq!(leaking(20.0).verdict, Verdict::Leak);
+}
+
+#[test]
 fn without_requests_ten_minutes_are_needed() {
     assert_eq!(life(599.0 / HOUR, 1.0, |time| 100.0 + time).verdict, Verdict::Insufficient);
     assert_eq!(life(700.0 / HOUR, 1.0, |time| 100.0 + time).verdict, Verdict::Leak);

@@ -23,6 +23,15 @@ fn a_tree_holds_descendants_in_its_cgroup_also_after_they_went() {
     assert_eq!(running, [("/", 3), ("/a", 2), ("/a/b", 1)]);
 }
 
+#[test]
+fn what_the_agent_starts_begins_a_tree_of_its_own() {
+    let mut model = model().of_agent(Tgid(20));
+    let [shell, agent, command, child] = [10, 20, 30, 40].map(|tgid| owner(tgid, 2));
+    let life = [(&owner(1, 1), shell), (&shell, agent), (&agent, command), (&command, child)];
+    model.take(&moments(SECOND, life.map(|(parent, child)| fork(SECOND, parent, child)).to_vec()));
+    assert_eq!(trees(&snapshot(&mut model, SECOND)), [(1, None, 1), (10, None, 2), (30, None, 2)]);
+}
+
 fn exec(time: u64, owner: Owner, arguments: &'static [u8]) -> Moment {
     let arguments = bytes::Bytes::from_static(arguments);
     moment(time, What::Exec { owner, command: *b"sh\0\0\0\0\0\0\0\0\0\0\0\0\0\0", arguments, cut: false })
