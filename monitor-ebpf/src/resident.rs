@@ -65,6 +65,21 @@ pub fn resident_changed(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
+/// `TP_PROTO(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`: another program has an address space of its own,
+/// and may be too small to be heard of for long.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn resident_exec(ctx: BtfTracePointContext) -> i32 {
+    let task = Kernel(ctx.arg(0));
+    // SAFETY: the tracepoint's task, and its address space.
+    unsafe {
+        let memory = task.follow(&fields::TASK_MM);
+        if memory.0 != 0 {
+            keep(memory, task, &all(memory, memory.read(&fields::MM_CTX_ID)));
+        }
+    }
+    0
+}
+
 /// `struct bpf_iter__task { struct bpf_iter_meta *meta; struct task_struct *task; }`: each task in turn, and null at the end.
 #[unsafe(link_section = "iter/task")]
 #[unsafe(no_mangle)]

@@ -11,7 +11,7 @@ use tests::{
     clock::{PATIENCE, amount, wait_until},
     disk::{self, Stat},
     expect, json,
-    proc::kernel_major,
+    proc::kernel_release,
 };
 
 const MIB: u64 = 1 << 20;
@@ -270,7 +270,7 @@ fn each_of_several_submitters_is_charged_its_own_whoever_issues() -> Result<()> 
             workload.receive()?;
         }
         let (_, lost) = watched.same_growth_but_for_lost()?;
-        let bearable = if kernel_major()? >= 7 { 3 * BLOCKS * 3 / 100 } else { 0 };
+        let bearable = if kernel_release()?.0 >= 7 { 3 * BLOCKS * 3 / 100 } else { 0 };
         expect::between("lost requests", 0, lost, bearable)?;
         for ((workload, before), bytes) in workloads.iter().zip(&before).zip(sizes) {
             let (told, made) = (told(workload)?.since(before), only("write", BLOCKS, BLOCKS * bytes));

@@ -452,7 +452,7 @@ fn requests_that_a_program_counts_itself_are_exact_and_keep_their_labels() -> Re
     let labels: Vec<_> = events.iter().map(|event| &event["labels"]).filter(|labels| !labels["id"].is_null()).collect();
     expect::exactly("with labels", labels, vec![&json!({"id": "r-1", "user": "ann"})])?;
     // Of another one's tree it may not.
-    let other = json!({"count": 1, "pid": std::process::id()});
+    let other = json!({"count": 1, "pid": id()});
     let refused = workload.run(&format!("ask {socket} {REQUESTS} {other}"))?;
     expect::exactly("status", json::count(&refused, "status")?, 403)?;
 

@@ -319,7 +319,7 @@ impl Agent {
         for _ in 0..TRIES {
             let skipped = self.skipped_runs()?;
             let measured = self.measure_once(workload, command)?;
-            if self.skipped_runs()? == skipped || proc::kernel_major()? < 7 {
+            if self.skipped_runs()? == skipped || proc::kernel_release()?.0 < 7 {
                 return Ok(measured);
             }
         }

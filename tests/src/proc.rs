@@ -1,6 +1,6 @@
 //! What the kernel's own books say of a process and of the machine: /proc, read by other code than the agent's.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs;
 
 /// Page faults of all threads of a process so far, minor and major: fields 10 and 12 of /proc/PID/stat.
@@ -91,13 +91,17 @@ fn field(fields: &[&str], number: usize) -> Result<u64> {
     text.parse().with_context(|| format!("field {number} of /proc/PID/stat is {text:?}"))
 }
 
-/// The first number of the kernel's release.
+/// The first two numbers of the kernel's release.
 ///
 /// # Errors
 /// It has none.
-pub fn kernel_major() -> Result<u32> {
+pub fn kernel_release() -> Result<(u32, u32)> {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    release.split('.').next().and_then(|major| major.parse().ok()).with_context(|| format!("no number in {release}"))
+    let mut numbers = release.split(['.', '-']).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => bail!("no numbers in {release}"),
+    }
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ impl Resident {
 const PAGE: u64 = 4096;
 
 /// How far off the bytes of one process and kind may be: what all CPUs have not yet added to the whole. Before Linux 6.2 threads
-/// have it, up to 64 pages each, and nobody says how many there are.
+/// have it, what came of up to 64 faults each, and nobody says how many there are.
 pub fn error_bytes(facts: &Facts) -> Option<u64> {
     // As percpu_counter_batch (lib/percpu_counter.c).
     let cpus = facts.online_cpus as u64;

@@ -301,6 +301,7 @@ const RESIDENT: &[Rung] = &[Rung::new(
     Access::LoadOrHelper,
     &[
         required("resident_changed", Hook::TpBtf("rss_stat")),
+        required("resident_exec", Hook::TpBtf("sched_process_exec")),
         // Those that were there before, and do not change.
         required("resident_tasks", Hook::Iterator("task")),
     ],

@@ -6,3 +6,4 @@ mod expected;
 mod io;
 mod kernel;
 mod rungs;
+mod swap;
