@@ -76,7 +76,6 @@ fn what_is_swapped_out_is_still_its_owners() -> Result<()> {
     // By the cgroup's and the process's own files, too, from which the detectors take anonymous memory with swap.
     let process = agent.process(pid)?;
     ensure!(json::count(&process, "memory.swap_bytes")? > KEPT / 2, "{}", process["memory"]);
-    let cgroup = agent.cgroup(&group.path())?.unwrap_or_default();
     // What is written out stays charged until somebody needs the room, so that by its use the cgroup rests: it is read within 30 s.
     wait_until("the cgroup's swap to be told", REFRESHED_WITHIN + PATIENCE, || {
         let cgroup = agent.cgroup(&group.path())?.unwrap_or_default();
