@@ -1,11 +1,11 @@
 //! The forms of the files that /proc has of each process, and how many files it has open.
 
-use super::files::each_pair;
+use super::{descriptors, files::each_pair};
 use crate::{
     ids::TICK_NS,
     reading::{ProcessReading, Resident, Shares, Storage},
 };
-use std::{fs, os::unix::fs::MetadataExt as _, path::Path};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::LazyLock};
 
 /// What of /proc/PID/stat is not for others.
 #[derive(Debug, PartialEq, Eq)]
@@ -73,14 +73,53 @@ pub(super) fn parse_shares(text: &str) -> Shares {
     shares
 }
 
-/// How many files are open: the size of the directory tells since Linux 6.2.
+/// More files than these are not counted one by one.
+const COUNTED_MAX: usize = 4096;
+
+/// How many files are open: the size of the directory tells since Linux 6.2. Before, they are counted, but for those of who has
+/// very many.
 pub(super) fn open_files(directory: &Path) -> Option<u32> {
-    fs::metadata(directory).ok().map(|metadata| metadata.size() as u32).filter(|&count| count > 0)
+    static SIZE_TELLS: LazyLock<bool> =
+        LazyLock::new(|| fs::metadata("/proc/self/fd").is_ok_and(|metadata| metadata.size() > 0));
+    if *SIZE_TELLS {
+        return fs::metadata(directory).ok().map(|metadata| metadata.size() as u32);
+    }
+    count_files(directory)
+}
+
+fn count_files(directory: &Path) -> Option<u32> {
+    let entries = fs::read_dir(directory).inspect_err(descriptors::note).ok()?;
+    let count = entries.take(COUNTED_MAX + 1).filter(Result::is_ok).count();
+    u32::try_from(count).ok().filter(|_| count <= COUNTED_MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::{
+        process::{Command, Stdio},
+        thread,
+        time::{Duration, Instant},
+    };
+
+    #[test]
+    fn files_are_as_many_counted_one_by_one_as_the_directory_says() {
+        let mut child =
+            Command::new("sh").args(["-c", "exec 7</dev/null 8</dev/null; read line"]).stdin(Stdio::piped()).spawn();
+        let child = child.as_mut().unwrap();
+        let directory = format!("/proc/{}/fd", child.id());
+        let directory = Path::new(&directory);
+        let end = Instant::now() + Duration::from_secs(30);
+        while count_files(directory) != Some(5) {
+            assert!(Instant::now() < end, "{:?} files of 5", count_files(directory));
+            thread::sleep(Duration::from_millis(5));
+        }
+        let size = fs::metadata(directory).unwrap().size();
+        assert!(size == 5 || size == 0, "{size}");
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert_eq!(count_files(directory), None, "it has gone");
+    }
 
     #[test]
     fn numbers_are_those_of_the_files() {
