@@ -135,6 +135,8 @@ offsets! {
     SOCK_NUM;
     /// `sock.sk_type`
     SOCK_TYPE;
+    /// `sock.sk_bpf_storage`
+    SOCK_BPF_STORAGE;
     /// `unix_sock.addr`; absent where Unix sockets are in a module.
     UNIX_SOCK_ADDR;
     /// `unix_address.refcnt.refs.counter`

@@ -155,7 +155,9 @@ fn find_or_see(ctx: &BtfTracePointContext) -> Option<*mut Socket> {
     // SAFETY: the tracepoint's socket, and the map's value.
     unsafe {
         if socket.typed_read::<u16>(&fields::SOCK_FAMILY) == AF_UNIX {
-            return find(ctx.arg(0)).or_else(|| first_seen(ctx));
+            let known = fields::SOCK_BPF_STORAGE.load() == fields::ABSENT
+                || socket.typed_read::<u64>(&fields::SOCK_BPF_STORAGE) != 0;
+            return if known { find(ctx.arg(0)).or_else(|| first_seen(ctx)) } else { first_seen(ctx) };
         }
         // Whether a socket has storage is told in a cache line that nobody else needs; its port in one that was just used.
         if *port_of(socket)? == 0 {
@@ -196,8 +198,7 @@ fn storage(socket: *const c_void, value: *mut c_void, flags: u64) -> Option<*mut
 }
 
 /// A socket that nothing is known of transfers something: remembers it where it is a Unix socket that was accepted.
-#[cold]
-#[inline(never)]
+#[inline(always)]
 fn first_seen(ctx: &BtfTracePointContext) -> Option<*mut Socket> {
     let socket = Kernel(ctx.arg(0));
     // SAFETY: the tracepoint's socket, and what its fields point to.

@@ -70,6 +70,7 @@ const FIELDS: &[Field] = &[
     optional("SOCK_FAMILY", "sock", "__sk_common.skc_family"),
     optional("SOCK_NUM", "sock", "__sk_common.skc_num"),
     optional("SOCK_TYPE", "sock", "sk_type"),
+    optional("SOCK_BPF_STORAGE", "sock", "sk_bpf_storage"),
     optional("UNIX_SOCK_ADDR", "unix_sock", "addr"),
     optional("UNIX_ADDRESS_REFCNT", "unix_address", "refcnt.refs.counter"),
 ];
