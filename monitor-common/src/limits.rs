@@ -34,7 +34,7 @@ pub const ADDRESS_SPACE_RING_BYTES: u32 = 64 << 10;
 /// Bytes of the ring for slow and failed I/O: some 600 records.
 pub const BLOCK_IO_RING_BYTES: u32 = 64 << 10;
 /// Bytes of the ring for process and cgroup life: a process from fork to exit takes some 540 of them, and the ring is
-/// drained every 100 ms at the latest, or when a quarter full.
+/// drained every 250 ms at the latest, or when a quarter full.
 pub const LIFECYCLE_RING_BYTES: u32 = 512 << 10;
 /// Bytes of each source's ring for diagnostics: one page, as they are rare.
 pub const LOG_RING_BYTES: u32 = 4 << 10;

@@ -287,8 +287,7 @@ impl Agent {
     }
 
     fn take_moments(&mut self) {
-        let tallies = self.waiting(|inboxes| inboxes.tallies.take(), |tally| tally.time);
-        let sample = Sample { time: BootTime::now(), moments: self.collector.moments(), tallies, ..Sample::default() };
+        let sample = self.read_moments(BootTime::now());
         if !sample.moments.is_empty() || !sample.tallies.is_empty() {
             self.take(sample);
         }
@@ -385,7 +384,12 @@ impl Agent {
     fn read(&mut self) -> Sample {
         let time = BootTime::now();
         let counters = Some(self.collector.counters());
-        Sample { time, counters, moments: self.collector.moments(), ..Sample::default() }
+        Sample { counters, ..self.read_moments(time) }
+    }
+
+    fn read_moments(&mut self, time: BootTime) -> Sample {
+        let tallies = self.waiting(|inboxes| inboxes.tallies.take(), |tally| tally.time);
+        Sample { time, moments: self.collector.moments(), tallies, ..Sample::default() }
     }
 
     /// Looks up what nobody knows, takes the sample in, records it, tells its events, and lets the kernel forget what has

@@ -150,10 +150,10 @@ impl Model {
             // Told after it was taken in, so that names are the new ones.
             events.push(self.tell(moment));
         }
-        for tally in &sample.tallies {
-            events.push(self.count_posted(tally));
+        if !sample.tallies.is_empty() {
+            events.extend(sample.tallies.iter().map(|tally| self.count_posted(tally)));
+            events.sort_by_key(|event| event.time_ns);
         }
-        events.sort_by_key(|event| event.time_ns);
         let mut harvest = Harvest::default();
         if let Some(counters) = &sample.counters {
             self.count(counters);

@@ -259,9 +259,9 @@ impl Told {
         self.judged.first().map_or(Verdict::Insufficient, |worst| worst.judgement.verdict)
     }
 
-    /// A number, where its source counts.
+    /// A number, where its source counts, or there was something to count all the same: requests that programs post.
     pub(super) fn known(&self, source: Source, number: u64) -> Option<u64> {
-        self.coverage.is_live(source).then_some(number)
+        (self.coverage.is_live(source) || number > 0).then_some(number)
     }
 }
 
@@ -278,7 +278,7 @@ impl Counts {
             read_bytes: transferred(READ),
             write_bytes: transferred(WRITE),
             wait_ns: totals.block_io.as_ref().map_or(0, |io| io.wait_ns()),
-            requests: totals.requests.as_ref().map_or(0, |requests| requests.counts().answered),
+            requests: totals.requests.as_ref().map_or(0, |requests| requests.served()),
             processes: u64::from(tree.running) + tree.exited_total,
             running: tree.running.into(),
         }

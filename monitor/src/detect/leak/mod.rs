@@ -348,12 +348,7 @@ impl Leak {
                 .and_then(|trend| trend.per_request)
                 .map(|slope| slope.scaled(1000.0)),
             bytes_per_hour: trend.and_then(|trend| trend.per_second).map(|slope| slope.scaled(3600.0)),
-            both: trend.filter(|trend| trend.requests >= REQUESTS_FLOOR).and_then(|trend| trend.both).map(|both| {
-                Both {
-                    bytes_per_1000_requests: both.per_request.scaled(1000.0),
-                    bytes_per_hour: both.per_second.scaled(3600.0),
-                }
-            }),
+            both: trend.filter(|trend| trend.requests >= REQUESTS_FLOOR).and_then(|trend| trend.both),
         }
     }
 }

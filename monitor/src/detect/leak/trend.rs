@@ -1,6 +1,6 @@
 //! One window judged by itself: how its lower envelope goes.
 
-use super::window::Block;
+use super::{Both, window::Block};
 use crate::detect::slope::{self, Estimate, Line};
 
 /// Fewer blocks tell nothing.
@@ -76,15 +76,6 @@ pub(super) struct Trend {
     pub(super) both: Option<Both>,
 }
 
-/// Memory as a sum: of a part that grows with requests, and one that grows with time.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Both {
-    /// In bytes for each request.
-    pub(super) per_request: Estimate,
-    /// In bytes for each second.
-    pub(super) per_second: Estimate,
-}
-
 impl Both {
     /// The robust slope over each variable, of memory and of the variable, both less what goes with the other one by least
     /// squares. (Of lines by least squares that is the same as the fit of both: Frisch, Waugh and Lovell.)
@@ -105,7 +96,10 @@ impl Both {
             let points: Vec<_> = blocks.iter().map(|block| (x(block), y(block))).collect();
             slope::line(&points, scratch).map(|line| line.slope)
         };
-        Some(Self { per_request: beside(requests, time)?, per_second: beside(time, requests)? })
+        Some(Self {
+            bytes_per_1000_requests: beside(requests, time)?.scaled(1000.0),
+            bytes_per_hour: beside(time, requests)?.scaled(3600.0),
+        })
     }
 }
 
@@ -158,14 +152,13 @@ impl Trend {
     fn judge(
         &mut self,
         blocks: &[Block],
-        by_requests: bool,
+        counts_requests: bool,
         drawdown: f64,
         strict: &Strictness,
         scratch: &mut Vec<f64>,
     ) {
-        let counts_requests = by_requests;
-        let by_time = Growth::with(Driver::Time, blocks, by_requests, scratch);
-        let by_requests = by_requests.then(|| Growth::with(Driver::Requests, blocks, true, scratch)).flatten();
+        let by_time = Growth::with(Driver::Time, blocks, counts_requests, scratch);
+        let by_requests = counts_requests.then(|| Growth::with(Driver::Requests, blocks, true, scratch)).flatten();
         self.per_second = by_time.as_ref().map(|growth| growth.line.slope);
         self.per_request = by_requests.as_ref().map(|growth| growth.line.slope);
         // What fits better is what drives it; requests, where both fit.
