@@ -14,6 +14,7 @@ pub mod config;
 pub mod cost;
 pub mod coverage;
 pub mod gpu;
+pub mod inbox;
 pub mod posted;
 pub mod mark;
 pub mod tally;

@@ -5,14 +5,12 @@
 
 use crate::{
     ids::{ProcessId, ProcessKey, Tgid},
+    inbox::{Inbox, Refused},
     posted,
     time::BootTime,
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::BTreeMap;
 
 /// Trees whose marks may wait for a tick; who posts one more is told so.
 pub const WAITING: usize = 64;
@@ -51,59 +49,37 @@ pub struct Told {
 
 /// Marks that wait for the next tick, the newest of each tree.
 #[derive(Debug, Default)]
-pub struct Inbox(Mutex<Waiting>);
+pub struct Marks(Inbox<Waiting>);
 
-#[derive(Debug, Default)]
-struct Waiting {
-    /// In the order in which they came, each with the tree it is of, or the process where the tree is not known yet.
-    marks: Vec<(Option<ProcessKey>, Told)>,
-    is_closed: bool,
-}
+/// A mark, with the tree it is of, or the process where the tree is not known yet.
+type Waiting = (Option<ProcessKey>, Told);
 
-/// Why a mark is not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// Marks of [`WAITING`] other trees wait already.
-    #[error("too many marks are waiting: post it again")]
-    Full,
-    /// Nobody will look any more.
-    #[error("the agent is ending: post it to the next")]
-    Closed,
-}
-
-impl Inbox {
+impl Marks {
     /// Leaves a mark. One of the same tree that still waits is part of it: what it leaves out stays as that had it.
     ///
     /// # Errors
     /// There is no room, or the agent ends.
     pub fn post(&self, tree: Option<ProcessKey>, mut told: Told) -> Result<(), Refused> {
-        let mut waiting = self.lock();
-        if waiting.is_closed {
-            return Err(Refused::Closed);
-        }
-        if let Some(place) = waiting.marks.iter().position(|(of, _)| *of == tree) {
-            let (_, before) = waiting.marks.remove(place);
-            told.mark = told.mark.after(Some(&before.mark));
-        } else if waiting.marks.len() >= WAITING {
-            return Err(Refused::Full);
-        }
-        waiting.marks.push((tree, told));
-        Ok(())
+        self.0.leave(|waiting| {
+            if let Some(place) = waiting.iter().position(|(of, _)| *of == tree) {
+                let (_, before) = waiting.remove(place);
+                told.mark = told.mark.after(Some(&before.mark));
+            } else if waiting.len() >= WAITING {
+                return Err(Refused::Full);
+            }
+            waiting.push((tree, told));
+            Ok(())
+        })
     }
 
     /// All that wait, in the order in which they came.
     pub fn take(&self) -> Vec<Told> {
-        std::mem::take(&mut self.lock().marks).into_iter().map(|(_, told)| told).collect()
+        self.0.take().into_iter().map(|(_, told)| told).collect()
     }
 
     /// From here on nothing is taken.
     pub fn close(&self) {
-        self.lock().is_closed = true;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Whoever panicked left it whole: it is changed by single calls.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.close();
     }
 }
 
@@ -190,7 +166,7 @@ mod tests {
 
     #[test]
     fn of_each_tree_the_newest_waits_with_what_it_left_out() {
-        let inbox = Inbox::default();
+        let inbox = Marks::default();
         for (tree, step, epoch) in [(1, Some(1), Some(7)), (2, Some(5), None), (1, Some(2), None)] {
             inbox.post(key(tree), told(step, epoch)).unwrap();
         }
@@ -200,7 +176,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_and_ends_with_the_agent() {
-        let inbox = Inbox::default();
+        let inbox = Marks::default();
         for tree in 0..WAITING {
             inbox.post(key(tree as u32), told(Some(1), None)).unwrap();
         }

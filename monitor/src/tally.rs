@@ -6,14 +6,12 @@
 
 use crate::{
     ids::{ProcessId, Tgid},
+    inbox::{Inbox, Refused},
     posted,
     time::BootTime,
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::BTreeMap;
 
 /// So many wait at most.
 const WAITING: usize = 1024;
@@ -71,63 +69,39 @@ impl Posted {
 
 /// Tallies that wait for the agent's loop.
 #[derive(Debug, Default)]
-pub struct Inbox(Mutex<Waiting>);
+pub struct Tallies(Inbox<Tally>);
 
-#[derive(Debug, Default)]
-struct Waiting {
-    tallies: Vec<Tally>,
-    is_closed: bool,
-}
-
-/// Why a tally is not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    /// Too many wait already.
-    #[error("too many posts are waiting: post it again, and several requests in one")]
-    Full,
-    /// Nobody will look any more.
-    #[error("the agent is ending: post it to the next")]
-    Closed,
-}
-
-impl Inbox {
+impl Tallies {
     /// Leaves a tally. Without labels it is added to another one of its process.
     ///
     /// # Errors
     /// There is no room, or the agent ends.
     pub fn post(&self, tally: Tally) -> Result<(), Refused> {
-        let mut waiting = self.lock();
-        if waiting.is_closed {
-            return Err(Refused::Closed);
-        }
-        let of_process = |other: &&mut Tally| other.by == tally.by && other.labels.is_empty();
-        if tally.labels.is_empty()
-            && let Some(other) = waiting.tallies.iter_mut().find(of_process)
-        {
-            other.count = other.count.saturating_add(tally.count);
-            return Ok(());
-        }
-        let of_process = waiting.tallies.iter().filter(|other| other.by == tally.by).count();
-        if waiting.tallies.len() >= WAITING || of_process >= WAITING_EACH {
-            return Err(Refused::Full);
-        }
-        waiting.tallies.push(tally);
-        Ok(())
+        self.0.leave(|waiting| {
+            let is_like = |other: &&mut Tally| other.by == tally.by && other.labels.is_empty();
+            if tally.labels.is_empty()
+                && let Some(other) = waiting.iter_mut().find(is_like)
+            {
+                other.count = other.count.saturating_add(tally.count);
+                return Ok(());
+            }
+            let of_process = waiting.iter().filter(|other| other.by == tally.by).count();
+            if waiting.len() >= WAITING || of_process >= WAITING_EACH {
+                return Err(Refused::Full);
+            }
+            waiting.push(tally);
+            Ok(())
+        })
     }
 
     /// All that wait, in the order in which they came.
     pub fn take(&self) -> Vec<Tally> {
-        std::mem::take(&mut self.lock().tallies)
+        self.0.take()
     }
 
     /// From here on nothing is taken.
     pub fn close(&self) {
-        self.lock().is_closed = true;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Whoever panicked left it whole: it is changed by single calls.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.close();
     }
 }
 
@@ -169,7 +143,7 @@ mod tests {
 
     #[test]
     fn what_has_no_labels_is_added_up_and_what_has_some_is_kept_apart() {
-        let inbox = Inbox::default();
+        let inbox = Tallies::default();
         for posted in [tally(1, 2, ""), tally(2, 5, ""), tally(1, 3, "a"), tally(1, 4, "")] {
             inbox.post(posted).unwrap();
         }
@@ -179,7 +153,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_bounded_of_each_process_and_in_all_and_ends_with_the_agent() {
-        let inbox = Inbox::default();
+        let inbox = Tallies::default();
         assert!((0..WAITING_EACH).all(|_| inbox.post(tally(1, 1, "a")).is_ok()));
         assert_eq!(inbox.post(tally(1, 1, "a")), Err(Refused::Full));
         assert!((WAITING_EACH..WAITING).all(|pid| inbox.post(tally(pid as u32 + 2, 1, "")).is_ok()));

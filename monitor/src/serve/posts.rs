@@ -11,14 +11,15 @@ use super::{
 use crate::{
     detect::Resets,
     ids::Tgid,
+    inbox::Refused,
     mark,
     tally::{self, Tally},
     time::BootTime,
 };
 use axum::{
-    Extension, Json,
+    Json,
     body::Bytes,
-    extract::{DefaultBodyLimit, FromRequest as _, Request, State},
+    extract::{DefaultBodyLimit, FromRequest, FromRequestParts as _, Request},
     http::{Method, StatusCode, Uri, header},
     response::{IntoResponse as _, Response},
 };
@@ -41,9 +42,9 @@ pub(super) fn body_limit() -> DefaultBodyLimit {
 #[derive(Clone, Debug, Default)]
 pub struct Inboxes {
     /// Marks of training loops.
-    pub marks: Arc<mark::Inbox>,
+    pub marks: Arc<mark::Marks>,
     /// Requests that programs count themselves.
-    pub tallies: Arc<tally::Inbox>,
+    pub tallies: Arc<tally::Tallies>,
     /// Wishes that detectors begin anew.
     pub resets: Arc<Resets>,
 }
@@ -59,68 +60,68 @@ impl Inboxes {
     pub fn close(&self) {
         self.marks.close();
         self.tallies.close();
+        self.resets.close();
+    }
+}
+
+/// What somebody posted to an agent that runs.
+pub(super) struct Post {
+    shared: Shared,
+    inboxes: Inboxes,
+    caller: Option<Caller>,
+    body: Bytes,
+}
+
+impl FromRequest<Shared> for Post {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, shared: &Shared) -> Result<Self, Problem> {
+        let caller = request.extensions().get().copied();
+        let (mut parts, body) = request.into_parts();
+        select::no_parameters(Given::from_request_parts(&mut parts, shared).await?.parameters())?;
+        let Origin::Live { inboxes, .. } = &shared.origin else {
+            return Err(Problem::query("a recording takes nothing that is posted"));
+        };
+        let body = read(Request::from_parts(parts, body)).await?;
+        Ok(Self { shared: shared.clone(), inboxes: inboxes.clone(), caller, body })
     }
 }
 
 /// 202 with the mark as it was understood; the next snapshot carries it.
-pub(super) async fn post_mark(
-    State(shared): State<Shared>,
-    caller: Option<Extension<Caller>>,
-    given: Given,
-    request: Request,
-) -> Result<Response, Problem> {
-    let (inboxes, body) = received(&shared, &given, request).await?;
+pub(super) async fn post_mark(Post { shared, inboxes, caller, body }: Post) -> Result<Response, Problem> {
     let mark::Posted { mark, pid } = mark::Posted::parse(&body).map_err(Problem::query)?;
     let snapshot = shared.snapshot();
-    let by = caller::marked(&snapshot, caller.map(|Extension(caller)| caller), pid)?;
+    let by = caller::marked(&snapshot, caller, pid)?;
     // Who is in no snapshot yet has a place of its own: the model will know its tree.
     let place = by.map(|id| snapshot.process(id.key()).map_or(id, |process| process.tree).key());
     let told = mark::Told { time: BootTime::now(), by, mark: mark.clone() };
-    inboxes.marks.post(place, told).map_err(unavailable)?;
+    inboxes.marks.post(place, told).map_err(|why| refusal(why, "marks"))?;
     Ok((StatusCode::ACCEPTED, Json(mark)).into_response())
 }
 
 /// 202 with the process that the requests are counted for.
-pub(super) async fn post_requests(
-    State(shared): State<Shared>,
-    caller: Option<Extension<Caller>>,
-    given: Given,
-    request: Request,
-) -> Result<Response, Problem> {
-    let (inboxes, body) = received(&shared, &given, request).await?;
+pub(super) async fn post_requests(Post { shared, inboxes, caller, body }: Post) -> Result<Response, Problem> {
     let time = BootTime::now();
     let tally::Posted { count, pid, labels } = tally::Posted::parse(&body).map_err(Problem::query)?;
-    let (_, process) = caller::asked(&shared, caller.map(|Extension(caller)| caller), pid).await?;
-    inboxes.tallies.post(Tally { time, by: process.id, count, labels }).map_err(unavailable)?;
+    let (_, process) = caller::asked(&shared, caller, pid).await?;
+    let tally = Tally { time, by: process.id, count, labels };
+    inboxes.tallies.post(tally).map_err(|why| refusal(why, "counts of requests"))?;
     Ok((StatusCode::ACCEPTED, Json(json!({ "pid": process.id.tgid, "count": count }))).into_response())
 }
 
 /// 202 with the root of the tree whose detectors begin anew at the next tick.
-pub(super) async fn post_reset(
-    State(shared): State<Shared>,
-    caller: Option<Extension<Caller>>,
-    given: Given,
-    request: Request,
-) -> Result<Response, Problem> {
-    let (inboxes, body) = received(&shared, &given, request).await?;
-    let (_, process) = caller::asked(&shared, caller.map(|Extension(caller)| caller), reset_pid(&body)?).await?;
-    if !inboxes.resets.post(process.tree.key()) {
-        return Err(unavailable("too many resets are waiting: post it again"));
-    }
+pub(super) async fn post_reset(Post { shared, inboxes, caller, body }: Post) -> Result<Response, Problem> {
+    let (_, process) = caller::asked(&shared, caller, reset_pid(&body)?).await?;
+    inboxes.resets.post(process.tree.key()).map_err(|why| refusal(why, "resets"))?;
     Ok((StatusCode::ACCEPTED, Json(json!({ "tree": process.tree.tgid }))).into_response())
 }
 
-fn unavailable(reason: impl ToString) -> Problem {
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason.to_string())
-}
-
-/// What was posted, and where such waits.
-async fn received<'a>(shared: &'a Shared, given: &Given, request: Request) -> Result<(&'a Inboxes, Bytes), Problem> {
-    select::no_parameters(given.parameters())?;
-    let Origin::Live { inboxes, .. } = &shared.origin else {
-        return Err(Problem::query("a recording takes nothing that is posted"));
+fn refusal(why: Refused, posts: &str) -> Problem {
+    let detail = match why {
+        Refused::Full => format!("too many {posts} are waiting: post it again"),
+        Refused::Closed => "the agent is ending: post it to the next".to_owned(),
     };
-    Ok((inboxes, body(request).await?))
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
 }
 
 /// From nothing, or from an object with `pid` and nothing else.
@@ -144,7 +145,7 @@ pub(super) async fn post_only(method: Method, uri: Uri) -> Response {
     ([(header::ALLOW, "POST")], problem).into_response()
 }
 
-async fn body(request: Request) -> Result<Bytes, Problem> {
+async fn read(request: Request) -> Result<Bytes, Problem> {
     let body = timeout(BODY_TIMEOUT, Bytes::from_request(request, &())).await;
     let body = body.map_err(|_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body did not come within 5 s"))?;
     body.map_err(|rejection| match rejection.status() {
