@@ -4,7 +4,8 @@
 //! Nothing is sent; everything is counted here, by owner. What is known of a socket is kept with the socket itself (socket
 //! storage), so that it ends when the socket does, and a socket that reuses the address knows nothing of it.
 //!
-//! That a TCP socket was accepted is told by its state: SYN_RECV becomes ESTABLISHED. Unix sockets have no such moment. One that
+//! That a TCP socket was accepted is told by its state: SYN_RECV becomes ESTABLISHED. Others are mostly told by their port, on
+//! which none was ever accepted. Unix sockets have no such moment. One that
 //! was accepted shares the address of the socket it was accepted from; who connects has no address, or one of its own. The
 //! server's end is looked at when it first transfers something, while the one it came from listens.
 #![no_std]
@@ -231,19 +232,15 @@ unsafe fn totals(ctx: &BtfTracePointContext, socket: *mut Socket) -> Option<*mut
         let task = Kernel::typed_current_task();
         let cgroups = task.typed_read::<u64>(&fields::TASK_CGROUPS);
         let tgid = task.typed_read::<u32>(&fields::TASK_TGID);
-        if (*socket).cgroups != cgroups || (*socket).tgid != tgid {
-            change_account(ctx, socket)?;
-            (*socket).cgroups = cgroups;
-            (*socket).tgid = tgid;
-        }
         let account = ACCOUNTS.get_ptr_mut((*socket).account)?;
         // An account outlives its process for as long as no pid is used again.
-        if (*account).usage != (*socket).usage {
-            change_account(ctx, socket)?;
-            let account = ACCOUNTS.get_ptr_mut((*socket).account)?;
+        if (*socket).cgroups == cgroups && (*socket).tgid == tgid && (*socket).usage == (*account).usage {
             return Some(&raw mut (*account).totals);
         }
-        Some(&raw mut (*account).totals)
+        change_account(ctx, socket)?;
+        (*socket).cgroups = cgroups;
+        (*socket).tgid = tgid;
+        Some(&raw mut (*ACCOUNTS.get_ptr_mut((*socket).account)?).totals)
     }
 }
 

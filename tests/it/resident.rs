@@ -3,7 +3,11 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use tests::{Agent, Machine, Workload, expect, json, proc, workload};
+use tests::{
+    Agent, Machine, Workload,
+    clock::{PATIENCE, wait_until},
+    expect, json, proc, workload,
+};
 
 const BYTES: u64 = 64 << 20;
 /// 64 faults (TASK_RSS_EVENTS_THRESH of mm/memory.c), of which those on files map 16 pages each (fault_around_bytes).
@@ -126,6 +130,28 @@ fn what_somebody_else_reclaims_is_charged_to_whose_memory_it_was() -> Result<()>
     as_proc_says(&without, pid)?;
     ensure!(bytes(&with, "file")? - bytes(&without, "file")? > BYTES / 2, "from {with} to {without}");
     changed("file", &own, &told(&agent, std::process::id())?, 0)?;
+    agent.stop()
+}
+
+/// What came of a few faults is not in the kernel's whole for long; /proc may have it, and is asked once more when it rests.
+#[test]
+fn what_rests_is_what_proc_says_to_the_page() -> Result<()> {
+    const PAGES: u64 = 4096 * 21;
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    let pid = workload.pid();
+    for kind in ["anon", "shmem", "anon", "shmem"] {
+        workload.run(&format!("keep {kind} {PAGES}"))?;
+    }
+    wait_until("what is in memory to be what /proc says", 2 * PATIENCE, || {
+        let told = told(&agent, pid)?;
+        let mut is_same = true;
+        for (kind, name) in KINDS {
+            is_same &= bytes(&told, kind)? == proc::bytes(pid, "status", name)?;
+        }
+        Ok(is_same.then_some(()))
+    })?;
     agent.stop()
 }
 

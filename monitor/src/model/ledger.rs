@@ -32,6 +32,9 @@ pub(super) struct Ledger {
     series: HashMap<u64, Key>,
     #[serde(with = "raw::map")]
     requests: HashMap<Owner, requests::Totals>,
+    /// No counters, but what was last told: told again, it is nothing new.
+    #[serde(with = "raw::map")]
+    resident: HashMap<Owner, resident::Pages>,
 }
 
 /// What was added to one owner's counters.
@@ -83,6 +86,20 @@ impl Ledger {
         }
     }
 
+    /// Shows what is in memory of those for whom it is other than when it was last told, and remembers it.
+    pub(super) fn retell(&mut self, counters: &Counters, mut show: impl FnMut(&Owner, &resident::Pages)) {
+        for (owner, pages) in &counters.resident {
+            if self.resident.insert(*owner, *pages) != Some(*pages) {
+                show(owner, pages);
+            }
+        }
+    }
+
+    /// Those of whom it was told what is in memory.
+    pub(super) fn told_resident(&self) -> impl Iterator<Item = &Owner> {
+        self.resident.keys()
+    }
+
     /// What is still in flight of those whose keys are harvested, and never will end: as ended without an answer.
     pub(super) fn give_up(&self, harvest: &Harvest, mut show: impl FnMut(&Owner, Addition)) {
         for owner in &harvest.requests {
@@ -111,6 +128,9 @@ impl Ledger {
         }
         for owner in &harvest.requests {
             self.requests.remove(owner);
+        }
+        for owner in &harvest.resident {
+            self.resident.remove(owner);
         }
     }
 

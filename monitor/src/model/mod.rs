@@ -285,6 +285,9 @@ impl Model {
         }
         for (id, reading) in &readings.processes {
             self.processes.read(*id, reading, time);
+            if let Some(resident) = &reading.resident {
+                self.processes.reconcile(*id, resident, self.since);
+            }
         }
         self.processes.sum_trees();
     }
@@ -352,10 +355,11 @@ impl Model {
 
     /// Takes in what processes have in memory now.
     fn remember_resident(&mut self, counters: &Counters) {
-        for (owner, pages) in &counters.resident {
+        let Self { ledger, processes, since, .. } = self;
+        ledger.retell(counters, |owner, pages| {
             let bytes = pages.pages.map(|pages| pages.max(0) as u64 * PAGE);
-            self.processes.resident(owner, Resident { bytes, processes: 1 }, self.since);
-        }
+            processes.resident(owner, Resident { bytes, processes: 1 }, *since);
+        });
     }
 
     /// Adds requests that a process counted itself to everyone they belong to, and tells of them.

@@ -16,7 +16,7 @@ use crate::{
     decode,
     ids::{CgroupId, ProcessId, ProcessKey, Tgid},
     mark::Mark,
-    reading::{ProcessChange, ProcessReading},
+    reading::{self, ProcessChange, ProcessReading},
     sample::{Counters, FoundProcess, Harvest},
     time::BootTime,
 };
@@ -319,6 +319,19 @@ impl Processes {
         }
     }
 
+    /// What /proc says that a process has in memory, where the kernel's events tell of it: they leave out what has not been added
+    /// to the whole yet, and /proc may have that.
+    pub(super) fn reconcile(&mut self, id: ProcessId, reading: &reading::Resident, since: BootTime) {
+        let Some(process) = self.find(id).filter(|process| process.subject.resident.is_some()) else { return };
+        let owner = Owner { cgroup: process.cgroup.0, start_ns: id.start_ns, tgid: id.tgid.0, reserved: 0 };
+        let mut bytes = [0; resident::KINDS];
+        bytes[resident::FILE] = reading.file_bytes;
+        bytes[resident::ANON] = reading.anon_bytes;
+        bytes[resident::SHMEM] = reading.shmem_bytes;
+        bytes[resident::SWAP] = reading.swap_bytes;
+        self.resident(&owner, Resident { bytes, processes: 1 }, since);
+    }
+
     /// Those that something happened to in the tick that is under way.
     pub(super) fn changes(&self) -> impl Iterator<Item = ProcessChange> {
         self.changed.union(self.accounts.moved()).filter_map(|key| {
@@ -406,7 +419,8 @@ impl Processes {
             address_spaces: counters.address_spaces.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
             block_io: counters.block_io.iter().map(|(key, _)| key).filter(|key| gone(&&key.owner)).copied().collect(),
             requests: counters.requests.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
-            resident: counters.resident.iter().map(|(owner, _)| owner).filter(gone).copied().collect(),
+            // The kernel may have evicted it for another one.
+            resident: ledger.told_resident().filter(gone).copied().collect(),
             block_latencies: counters
                 .block_latencies
                 .iter()

@@ -11,7 +11,7 @@ use crate::{
     coverage::State,
     gpu::{Gpu, GpuProcess, GpuReading},
     ids::{ProcessKey, Tgid},
-    reading::ProcessReading,
+    reading::{self, ProcessReading},
     sample::{FoundContainer, FoundProcess},
 };
 use monitor_common::{

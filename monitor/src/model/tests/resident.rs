@@ -52,3 +52,40 @@ fn what_was_there_before_the_agent_is_no_change() {
     assert_eq!(anon(find(&first, 10).subject.resident), Some((100, 1)));
     assert_eq!(find(&first, 10).subject.rates.resident[ANON], 0.0);
 }
+
+#[test]
+fn what_proc_says_stands_until_the_kernel_tells_something_new() {
+    let mut model = model();
+    let owner = owner(10, 2);
+    let id = ProcessId::from(&owner);
+    model.take(&moments(0, vec![fork(0, &super::owner(1, 1), owner)]));
+    let read = |time: u64, pages: u64| {
+        let resident = Some(reading::Resident { anon_bytes: pages * PAGE, ..reading::Resident::default() });
+        let processes = vec![(id, ProcessReading { resident, ..ProcessReading::default() })];
+        Sample { time: BootTime(time), readings: Readings { processes, ..Readings::default() }, ..Sample::default() }
+    };
+    model.take(&read(SECOND, 90));
+    assert_eq!(anon(find(&snapshot(&mut model, SECOND), 10).subject.resident), None, "nothing was counted");
+    model.take(&pages(2 * SECOND, &[(owner, 100)]));
+    model.take(&read(2 * SECOND, 104));
+    assert_eq!(anon(find(&snapshot(&mut model, 2 * SECOND), 10).subject.resident), Some((104, 1)));
+    model.take(&pages(3 * SECOND, &[(owner, 100)]));
+    let third = snapshot(&mut model, 3 * SECOND);
+    assert_eq!(anon(find(&third, 10).subject.resident), Some((104, 1)), "what is told again is nothing new");
+    assert_eq!(find(&third, 10).subject.rates.resident[ANON], 0.0);
+    model.take(&pages(4 * SECOND, &[(owner, 110)]));
+    assert_eq!(anon(find(&snapshot(&mut model, 4 * SECOND), 10).subject.resident), Some((110, 1)));
+}
+
+#[test]
+fn who_was_evicted_before_the_end_is_forgotten_all_the_same() {
+    let mut model = model();
+    let owner = owner(10, 2);
+    model.take(&moments(0, vec![fork(0, &super::owner(1, 1), owner)]));
+    model.take(&pages(SECOND, &[(owner, 100)]));
+    model.take(&moments(2 * SECOND, vec![exit(2 * SECOND, owner, 0)]));
+    let harvest = model.take(&pages(3 * SECOND, &[])).harvest;
+    assert_eq!(harvest.resident, [Owner { cgroup: 0, ..owner }]);
+    model.forget(&harvest);
+    assert_eq!(model.take(&pages(4 * SECOND, &[])).harvest.resident, []);
+}
