@@ -59,19 +59,19 @@ fn twenty_samples_and_five_hundred_requests_suffice() {
     assert_eq!(leaking(60.0, 10.0).verdict, Verdict::Leak);
 }
 
-/// Twelve minutes are long enough for a leak, whatever was served meanwhile.
+/// Four hours are long enough for a leak, whatever was served meanwhile.
 #[test]
 fn of_too_few_requests_nothing_is_said_per_request() {
     let per_request = |rate: f64| {
-        let report = live(&mut Leak::default(), 0.2, 1.0, |time| Point {
-            working_set_bytes: ((100.0 + time) * MIB) as u64,
+        let report = live(&mut Leak::default(), 4.0, 5.0, |time| Point {
+            working_set_bytes: ((100.0 + time / 60.0) * MIB) as u64,
             requests_total: Some((time * rate) as u64),
             ..Point::default()
         });
-        (report.verdict, report.bytes_per_1000_requests.is_some())
+        (report.verdict, report.bytes_per_hour.is_some(), report.bytes_per_1000_requests.is_some())
     };
-    let verdicts = [per_request(0.1), per_request(1.0)];
-    assert!(!verdicts[0].1 && verdicts[1] == (Verdict::Leak, true), "{verdicts:?}");
+    assert_eq!(per_request(0.006), (Verdict::Leak, true, false));
+    assert_eq!(per_request(0.01), (Verdict::Leak, true, true));
 }
 
 /// A server that keeps 3 KiB a request, and 20 MiB an hour besides, with requests that come and go.
