@@ -27,13 +27,15 @@ use tests::{
 const PYTHON: &str = "/usr/bin/python3";
 /// Touches so many MiB, waits, and says what the kernel counted of it.
 const TOUCHES: &str = "
-import json, mmap, resource, sys, time
+import json, mmap, os, resource, sys, time
 size = int(sys.argv[1]) << 20
 memory = mmap.mmap(-1, size)
 for page in range(0, size, 4096): memory[page] = 1
 time.sleep(float(sys.argv[2]))
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps({'bytes': used.ru_maxrss * 1024, 'faults': used.ru_minflt + used.ru_majflt}))
+print(json.dumps({'bytes': used.ru_maxrss * 1024, 'faults': used.ru_minflt + used.ru_majflt}), flush=True)
+# Python would give back what it has first, which a tick may see.
+os._exit(0)
 ";
 
 /// A place of its own for a run of `monitor exec`: its temporary directory, and the story as JSON.
