@@ -248,7 +248,8 @@ fn a_trees_workers_do_not_multiply_the_memory_they_share() -> Result<()> {
     group.add(workload.pid())?;
     workload.run(&format!("hold {}", 64 * MIB))?;
     workload.run(&format!("children {WORKERS}"))?;
-    let tree = soon("the tree's shares", || {
+    // Splitting takes a five-hundredth of all time at most, and long where the processor is emulated.
+    let tree = wait_until("the tree's shares", 4 * PATIENCE, || {
         let trees = agent.get("/v1/trees?limit=100000")?;
         let tree = json::list(&trees, "trees")?.iter().find(|tree| tree["pid"] == workload.pid()).cloned();
         // A worker that was made after another one was looked at makes that one's share smaller at its next turn.
