@@ -2,6 +2,7 @@
 //! handed immutable snapshots.
 
 use crate::{
+    alert::{Alert, Alerts, Standing},
     collect::{
         Collector,
         cgroup::CgroupFiles,
@@ -15,12 +16,14 @@ use crate::{
     config::Config,
     detect::{Findings, Watch},
     doctor,
+    event::{Event, Kind},
     event_log::{DEFAULT_CAPACITY, EventLog},
     history::{Identity, Limits, Origin, Recorder},
     ids::{ProcessKey, Tgid},
     kernel::{attach::Loader, support::Support},
     mark::Told,
     model::{Model, Retention, snapshot::Snapshot},
+    notify::{self, Sinks},
     output::{
         console::{Console, Form, Ticks},
         timeseries::TimeSeries,
@@ -89,6 +92,7 @@ pub async fn run_beside(companion: Companion, config: Config, claims: Claims, se
 
 async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handle) -> anyhow::Result<()> {
     doctor::check(&config)?;
+    notify::check(&config)?;
     keep_memory_small();
     lift_memory_lock_limit();
     descriptors::raise_limit();
@@ -101,9 +105,12 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
         privileges::keep_needed().context("cannot lay down capabilities")?;
     }
     give_back_memory();
+    // Their threads have the capabilities that this one has by now.
+    let sinks = Sinks::start(&config)?;
 
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
     let (findings, latest_findings) = watch::channel(Arc::new(Findings::default()));
+    let (standing, latest_standing) = watch::channel(Arc::new(Standing::default()));
     let (shutdown, ending) = watch::channel(false);
     let (listener, for_workloads) = {
         let _waited_for_there = servers.enter();
@@ -112,6 +119,8 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
     let state = serve::State {
         snapshots: latest.clone(),
         findings: latest_findings,
+        alerts: latest_standing,
+        sinks: sinks.status().into(),
         events: agent.events.clone(),
         doctor: agent.report.clone(),
         recording: agent.recorder.as_ref().map(Recorder::status),
@@ -135,10 +144,11 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
         consoles.into_iter().map(|console| servers.spawn(show(console, latest.clone(), ending.clone()))).collect();
 
     end.ready(latest);
-    agent.work(&config, &Published { snapshots, findings }, &mut end).await;
+    agent.work(&config, &Published { snapshots, findings, standing, sinks: &sinks }, &mut end).await;
     end.ending();
 
     shutdown.send_replace(true);
+    sinks.finish();
     if let Some(recorder) = agent.recorder.take() {
         recorder.finish();
     }
@@ -182,6 +192,7 @@ struct Agent {
     inboxes: serve::Inboxes,
     workload_inboxes: serve::Inboxes,
     watch: Watch,
+    alerts: Alerts,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to ask what was lost: each program answers by a system call.
@@ -192,9 +203,11 @@ struct Agent {
 }
 
 /// Where readers find what is new.
-struct Published {
+struct Published<'a> {
     snapshots: watch::Sender<Arc<Snapshot>>,
     findings: watch::Sender<Arc<Findings>>,
+    standing: watch::Sender<Arc<Standing>>,
+    sinks: &'a Sinks,
 }
 
 impl Agent {
@@ -232,6 +245,7 @@ impl Agent {
             workload_inboxes: inboxes.beside(),
             inboxes,
             watch: Watch::new(config.regression),
+            alerts: Alerts::new(config.thresholds, config.alerts.clone()),
             report: Arc::new(report),
             lost_before: 0,
             losses_at: Instant::now(),
@@ -249,7 +263,7 @@ impl Agent {
         self.tick().0
     }
 
-    async fn work(&mut self, config: &Config, published: &Published, end: &mut End) {
+    async fn work(&mut self, config: &Config, published: &Published<'_>, end: &mut End) {
         let (mut drain, mut tick) = (every(DRAIN_EVERY), every(config.tick));
         let sampled = !config.cost.every.is_zero();
         let mut open_window = every(if sampled { config.cost.every } else { Duration::MAX });
@@ -313,14 +327,19 @@ impl Agent {
         }
     }
 
-    fn publish(&mut self, published: &Published) {
+    fn publish(&mut self, published: &Published<'_>) {
         let (snapshot, resets) = self.tick();
         let snapshot = Arc::new(snapshot);
         if let Some(timeseries) = &mut self.timeseries {
             timeseries.take(&snapshot);
         }
         // First, so that who has a snapshot has its findings.
-        published.findings.send_replace(self.watch.take(&snapshot, &resets));
+        let findings = self.watch.take(&snapshot, &resets);
+        let (standing, news) = self.alerts.take(&snapshot, &findings);
+        published.findings.send_replace(findings);
+        published.standing.send_replace(standing);
+        published.sinks.tell(&news);
+        news.iter().for_each(|alert| self.events.push(told(alert, snapshot.time)));
         published.snapshots.send_replace(snapshot);
     }
 
@@ -546,6 +565,13 @@ impl Pace {
             },
         }
     }
+}
+
+/// The event that an alert, or its end, is told as.
+fn told(alert: &Alert, time_ns: BootTime) -> Event {
+    let (rule, state, severity) = (alert.rule.name(), alert.state.name(), alert.severity.name());
+    let (subject, summary) = (alert.subject.name(), alert.summary.clone());
+    Event { time_ns, kind: Kind::Alert { rule, state, severity, subject, summary } }
 }
 
 /// A timer whose first tick is a whole period away, and that leaves out what it missed.

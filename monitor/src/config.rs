@@ -37,6 +37,8 @@ pub struct Config {
     pub log_interval: Option<u32>,
     /// What the block tells as an alert.
     pub thresholds: Thresholds,
+    /// When alerts are told, and to whom.
+    pub alerts: Alerts,
     /// How the document's leak detector judges.
     pub regression: Regression,
     /// Whether to keep only the capabilities that counting takes, once attached.
@@ -79,6 +81,37 @@ pub struct Config {
     sources: [SourceConfig; Source::ALL.len()],
 }
 
+/// When alerts are told, and to whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Alerts {
+    /// Whether anything is judged at all.
+    pub enabled: bool,
+    /// For how long something must be out of the ordinary, on average, before it is told.
+    pub hold: Duration,
+    /// The same of a GPU that has little to do.
+    pub gpu_hold: Duration,
+    /// For how long what is over is not told anew.
+    pub cool_down: Duration,
+    /// Whose alerts are not told: patterns for "RULE:SUBJECT" or a subject's name.
+    pub silence: Vec<String>,
+    /// Whether they are told in the log.
+    pub log: bool,
+    /// A file that a line of JSON is added to for each; none for no file.
+    pub json_lines: Option<String>,
+    /// Where each is posted to, as Slack takes it.
+    pub webhook: Option<String>,
+    /// An Alertmanager of Prometheus.
+    pub alertmanager: Option<String>,
+    /// A program that is run for each, with it as JSON on standard input.
+    pub exec: Option<String>,
+    /// A mail server: smtp://HOST:PORT, or smtps://USER:PASSWORD@HOST.
+    pub email_server: Option<String>,
+    /// Who the mail is from.
+    pub email_from: Option<String>,
+    /// Who it is to.
+    pub email_to: Vec<String>,
+}
+
 /// What is told as an alert, and from where on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Thresholds {
@@ -90,6 +123,20 @@ pub struct Thresholds {
     pub alert_io_bottleneck: bool,
     /// Whether GPUs that are hot are told.
     pub alert_gpu_temperature: bool,
+    /// Whether it is told that memory is waited for.
+    pub alert_memory_stall: bool,
+    /// Whether it is told that what is needed is read from disks again and again.
+    pub alert_thrashing: bool,
+    /// Whether GPUs whose memory is nearly used up are told.
+    pub alert_gpu_memory: bool,
+    /// Whether GPUs whose clocks are held down are told.
+    pub alert_gpu_throttling: bool,
+    /// Whether GPUs that do not answer any more are told.
+    pub alert_gpu_lost: bool,
+    /// Whether leaks are told.
+    pub alert_leak: bool,
+    /// Whether it is told whom the kernel killed for want of memory.
+    pub alert_oom_kill: bool,
     /// A GPU has little to do when it works for less than this share of the time, 0–1.
     pub gpu_util: f64,
     /// Memory is short when more than this share of it is not available, 0–1.
@@ -98,6 +145,14 @@ pub struct Thresholds {
     pub io_wait: f64,
     /// A GPU is hot above this temperature, in degrees Celsius.
     pub gpu_temp: u32,
+    /// A GPU's memory is nearly used up above this share of it, 0–1.
+    pub gpu_memory: f64,
+    /// Memory gets short above this share of it; above [`Self::memory`] it is critical.
+    pub memory_warning: f64,
+    /// The share of the time in which tasks may wait for memory, 0–1.
+    pub memory_stall: f64,
+    /// Faults that may wait for a disk, per second.
+    pub major_faults: f64,
 }
 
 /// How memory's growth with requests is judged, by the model server's document.
@@ -238,6 +293,32 @@ impl Default for Config {
                 memory: 0.9,
                 io_wait: 0.3,
                 gpu_temp: 80,
+                alert_memory_stall: true,
+                alert_thrashing: true,
+                alert_gpu_memory: true,
+                alert_gpu_throttling: true,
+                alert_gpu_lost: true,
+                alert_leak: true,
+                alert_oom_kill: true,
+                gpu_memory: 0.9,
+                memory_warning: 0.8,
+                memory_stall: 0.1,
+                major_faults: 100.0,
+            },
+            alerts: Alerts {
+                enabled: true,
+                hold: Duration::from_secs(10),
+                gpu_hold: Duration::from_secs(60),
+                cool_down: Duration::from_secs(300),
+                silence: Vec::new(),
+                log: true,
+                json_lines: None,
+                webhook: None,
+                alertmanager: None,
+                exec: None,
+                email_server: None,
+                email_from: None,
+                email_to: Vec::new(),
             },
             regression: Regression::default(),
             drop_capabilities: false,

@@ -109,6 +109,19 @@ pub enum Kind {
         /// Why it failed, by the error's name, or null.
         error: Option<String>,
     },
+    /// Something has been out of the ordinary for long enough, has become worse, or is over.
+    Alert {
+        /// What it is about.
+        rule: &'static str,
+        /// firing or resolved.
+        state: &'static str,
+        /// How bad it is, or was at its worst.
+        severity: &'static str,
+        /// Whom it is about.
+        subject: String,
+        /// In one line.
+        summary: String,
+    },
     /// Requests that a program counted itself.
     Requests {
         /// Who served them.

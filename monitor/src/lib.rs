@@ -3,6 +3,7 @@
 //! Modules stand in reading order; each uses those above it and none below.
 
 pub mod units;
+pub mod pattern;
 pub mod ids;
 pub mod time;
 pub mod constant;
@@ -26,11 +27,13 @@ pub mod reading;
 pub mod sample;
 pub mod model;
 pub mod detect;
+pub mod alert;
 pub mod advise;
 pub mod history;
 pub mod collect;
 pub mod doctor;
 pub mod serve;
 pub mod output;
+pub mod notify;
 pub mod agent;
 pub mod cli;

@@ -81,6 +81,9 @@ pub struct MemoryReading {
     pub slab_bytes: Option<u64>,
     /// Swapped out.
     pub swap_bytes: Option<u64>,
+    /// Faults that waited for a disk, since it was made.
+    #[serde(default)]
+    pub major_faults: Option<u64>,
     /// What befell it.
     pub events: MemoryEvents,
 }

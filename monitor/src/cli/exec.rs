@@ -79,6 +79,8 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let directory = directory.context("cannot create a directory for the socket")?;
     let mut config = settings.load_aside(&directory.path().join("monitor.sock"))?.config;
     config.console = false;
+    // What becomes of the command is told at its end, and the node's own agent tells of the node.
+    config.alerts.enabled = false;
     let json = json.map(|path| Json::create(&path)).transpose()?;
     // Before there is any other thread.
     let held = Held::fork(&command).context("cannot make a process for the command")?;

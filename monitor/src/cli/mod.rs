@@ -1,5 +1,6 @@
 //! The command line: one file per subcommand. Parse, build, run, exit code.
 
+mod alerts;
 mod analyze;
 mod config;
 mod doctor;
@@ -39,6 +40,7 @@ Examples:
   monitor query '/v1/trees?sort=page_faults.per_second&limit=5'
   monitor query '/v1/events?follow=true'       what happens, as it happens
   monitor findings                             who leaks memory, how fast, and when it will be at its limit
+  monitor alerts                               who waits for disks, whose memory is short, which GPUs idle, and why
   sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
   monitor analyze night.rec                    whose memory leaked meanwhile
   sudo monitor exec --fail-on leak -- ./soak   tell what became of a command's memory; fail where it leaks
@@ -53,6 +55,7 @@ enum Command {
     Record(record::Arguments),
     Query(query::Arguments),
     Findings(findings::Arguments),
+    Alerts(alerts::Arguments),
     Analyze(analyze::Arguments),
     Exec(exec::Arguments),
     Doctor(doctor::Arguments),
@@ -68,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Query(arguments) => query::run(&arguments),
         Command::Findings(arguments) => findings::run(&arguments),
+        Command::Alerts(arguments) => alerts::run(arguments),
         Command::Analyze(arguments) => analyze::run(arguments),
         Command::Exec(arguments) => exec::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),

@@ -18,6 +18,11 @@ const OF_ONE_AGENT: &[&str] = &[
     "timeseries_path",
     "console",
     "log_interval",
+    "alerts.json_lines",
+    "alerts.webhook",
+    "alerts.alertmanager",
+    "alerts.exec",
+    "alerts.email_server",
 ];
 
 /// Where the configuration comes from.

@@ -319,6 +319,7 @@ fn read_v2(directory: &Path, memory: &mut MemoryReading, buffer: &mut Buffer) ->
         // Since Linux 5.18.
         "kernel" => memory.kernel_bytes = Some(value),
         "slab" => memory.slab_bytes = Some(value),
+        "pgmajfault" => memory.major_faults = Some(value),
         _ => {}
     });
     // "max" is no number, and no limit.
@@ -349,6 +350,7 @@ fn read_v1(directory: &Path, memory: &mut MemoryReading, buffer: &mut Buffer) ->
         "total_cache" => memory.file_bytes = Some(value),
         "total_inactive_file" => memory.inactive_file_bytes = Some(value),
         "total_swap" => memory.swap_bytes = Some(value),
+        "total_pgmajfault" => memory.major_faults = Some(value),
         _ => {}
     });
     let mut read = |name: &str| number(buffer.read(&directory.join(name)));

@@ -119,17 +119,36 @@ fn general() -> Vec<Key> {
         key(None, "gpu_monitoring", "read GPUs, where the host has a driver", |c| Slot::Switch(&mut c.gpu_monitoring)),
         key(None, "export_timeseries", "write a row of every tick as CSV", |c| Slot::Switch(&mut c.export_timeseries)),
         key(None, "timeseries_path", "the directory of its files, epoch_N.csv", |c| Slot::Path(&mut c.timeseries_path)),
-        key(None, "alert_gpu_underutilization", "tell in the block which GPUs have little to do", |c| {
+        key(None, "alert_gpu_underutilization", "tell which GPUs have little to do", |c| {
             Slot::Switch(&mut c.thresholds.alert_gpu_underutilization)
         }),
-        key(None, "alert_memory_pressure", "tell in the block that memory is short", |c| {
+        key(None, "alert_memory_pressure", "tell that memory is nearly used up", |c| {
             Slot::Switch(&mut c.thresholds.alert_memory_pressure)
         }),
-        key(None, "alert_io_bottleneck", "tell in the block that processors wait for disks", |c| {
+        key(None, "alert_io_bottleneck", "tell who waits for disks", |c| {
             Slot::Switch(&mut c.thresholds.alert_io_bottleneck)
         }),
-        key(None, "alert_gpu_temperature", "tell in the block which GPUs are hot", |c| {
+        key(None, "alert_gpu_temperature", "tell which GPUs are hot", |c| {
             Slot::Switch(&mut c.thresholds.alert_gpu_temperature)
+        }),
+        key(None, "alert_memory_stall", "tell who waits for memory", |c| {
+            Slot::Switch(&mut c.thresholds.alert_memory_stall)
+        }),
+        key(None, "alert_thrashing", "tell who reads from disks again and again what was in memory", |c| {
+            Slot::Switch(&mut c.thresholds.alert_thrashing)
+        }),
+        key(None, "alert_gpu_memory", "tell which GPUs' memory is nearly used up", |c| {
+            Slot::Switch(&mut c.thresholds.alert_gpu_memory)
+        }),
+        key(None, "alert_gpu_throttling", "tell which GPUs' clocks are held down", |c| {
+            Slot::Switch(&mut c.thresholds.alert_gpu_throttling)
+        }),
+        key(None, "alert_gpu_lost", "tell which GPUs do not answer any more", |c| {
+            Slot::Switch(&mut c.thresholds.alert_gpu_lost)
+        }),
+        key(None, "alert_leak", "tell who leaks memory", |c| Slot::Switch(&mut c.thresholds.alert_leak)),
+        key(None, "alert_oom_kill", "tell whom the kernel killed for want of memory", |c| {
+            Slot::Switch(&mut c.thresholds.alert_oom_kill)
         }),
         key(
             None,
@@ -146,6 +165,70 @@ fn general() -> Vec<Key> {
         key(None, "gpu_temp_threshold", "a GPU above this temperature is hot, in degrees Celsius", |c| {
             Slot::Count(&mut c.thresholds.gpu_temp, 0..=200)
         }),
+        key(None, "gpu_memory_threshold", "a GPU's memory is nearly used up above this share of it", |c| {
+            Slot::Ratio(&mut c.thresholds.gpu_memory)
+        }),
+        key(
+            None,
+            "memory_warning_threshold",
+            "a warning is told above this share of a memory limit, or of the machine's memory; above memory_threshold it is \
+             critical",
+            |c| Slot::Ratio(&mut c.thresholds.memory_warning),
+        ),
+        key(None, "memory_stall_threshold", "the share of the time in which tasks may wait for memory", |c| {
+            Slot::Ratio(&mut c.thresholds.memory_stall)
+        }),
+        key(None, "major_faults_threshold", "faults that may wait for a disk, per second", |c| {
+            Slot::Number(&mut c.thresholds.major_faults, 0.0..=1e9)
+        }),
+        key(Some("alerts"), "enabled", "judge what is out of the ordinary, and tell it", |c| {
+            Slot::Switch(&mut c.alerts.enabled)
+        }),
+        key(Some("alerts"), "hold", "how long something must be out of the ordinary, on average, to be told", |c| {
+            Slot::Duration(&mut c.alerts.hold, Duration::ZERO..=HOUR)
+        }),
+        key(Some("alerts"), "gpu_hold", "how long a GPU must have little to do to be told", |c| {
+            Slot::Duration(&mut c.alerts.gpu_hold, Duration::ZERO..=24 * HOUR)
+        }),
+        key(Some("alerts"), "cool_down", "how long what is over is not told anew", |c| {
+            Slot::Duration(&mut c.alerts.cool_down, Duration::ZERO..=24 * HOUR)
+        }),
+        key(
+            Some("alerts"),
+            "silence",
+            "whose alerts are not told, with commas: patterns with * and ? for a subject's name, or for RULE:SUBJECT",
+            |c| Slot::Names(&mut c.alerts.silence),
+        ),
+        key(Some("alerts"), "log", "tell alerts in the log", |c| Slot::Switch(&mut c.alerts.log)),
+        key(Some("alerts"), "json_lines", "a file to add a line of JSON to for each; empty for none", |c| {
+            Slot::Name(&mut c.alerts.json_lines)
+        }),
+        key(
+            Some("alerts"),
+            "webhook",
+            "an address, http:// or https://, to post each to as Slack takes it; empty for none",
+            |c| Slot::Name(&mut c.alerts.webhook),
+        ),
+        key(
+            Some("alerts"),
+            "alertmanager",
+            "Prometheus' Alertmanager, such as http://127.0.0.1:9093; empty for none",
+            |c| Slot::Name(&mut c.alerts.alertmanager),
+        ),
+        key(
+            Some("alerts"),
+            "exec",
+            "a program to run for each, with it as JSON on standard input; empty for none",
+            |c| Slot::Name(&mut c.alerts.exec),
+        ),
+        key(
+            Some("alerts"),
+            "email_server",
+            "a mail server: smtp://HOST:PORT, smtp://HOST:PORT?tls=required, or smtps://USER:PASSWORD@HOST; empty for none",
+            |c| Slot::Name(&mut c.alerts.email_server),
+        ),
+        key(Some("alerts"), "email_from", "who the mail is from", |c| Slot::Name(&mut c.alerts.email_from)),
+        key(Some("alerts"), "email_to", "who it is to, with commas", |c| Slot::Names(&mut c.alerts.email_to)),
         key(Some("gpu"), "interval", "time from one reading of the GPUs to the next", |c| {
             Slot::Duration(&mut c.gpu.interval, 100 * MILLISECOND..=HOUR)
         }),

@@ -19,9 +19,18 @@ use std::{sync::Arc, time::Duration};
 /// Less time than this to the limit is critical.
 const CRITICAL_SECONDS: f64 = 3600.0;
 
-/// Whom a finding is about.
+/// Whom a finding or an alert is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
+    /// The machine.
+    Host,
+    /// A GPU.
+    Gpu {
+        /// Its number.
+        index: u32,
+        /// Its name for good.
+        uuid: Option<String>,
+    },
     /// A process tree.
     Tree {
         /// Its root.
@@ -54,6 +63,17 @@ pub enum Severity {
     Warning,
     /// It may become something: told to who asks, and no alarm.
     Notice,
+}
+
+impl Severity {
+    /// Its name, as answers have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::Warning => "warning",
+            Self::Notice => "notice",
+        }
+    }
 }
 
 /// What a detector claims.
@@ -209,6 +229,8 @@ impl Subject {
             }
             Self::Cgroup { container: Some(container), .. } => format!("container {}", container.label()),
             Self::Cgroup { path, .. } => format!("cgroup {path}"),
+            Self::Host => "the machine".to_owned(),
+            Self::Gpu { index, .. } => format!("GPU {index}"),
         }
     }
 
@@ -216,13 +238,13 @@ impl Subject {
     pub fn label(&self) -> String {
         match self {
             Self::Tree { root, command, .. } => format!("tree {} {}", root.tgid, shortened(command)),
-            Self::Cgroup { .. } => self.name(),
+            Self::Cgroup { .. } | Self::Host | Self::Gpu { .. } => self.name(),
         }
     }
 }
 
 /// Enough of a command line to know it by, without the directory of its program.
-fn shortened(command: &str) -> String {
+pub(crate) fn shortened(command: &str) -> String {
     const MOST: usize = 48;
     let program = command.split(' ').next().unwrap_or_default();
     let command = &command[program.rfind('/').map_or(0, |slash| slash + 1)..];

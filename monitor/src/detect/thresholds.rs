@@ -15,7 +15,7 @@ use std::fmt;
 
 /// Something out of the ordinary. Written out it is one line, in the words of the training document.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Alert {
+pub enum Exceeded {
     /// A GPU has less to do than it should.
     GpuUnderutilized {
         /// Its number; none where there is but one GPU.
@@ -49,16 +49,16 @@ pub enum Alert {
 }
 
 /// All that is out of the ordinary in a snapshot: of GPUs in their order, then of memory, disks and heat.
-pub fn alerts(snapshot: &Snapshot, thresholds: &Thresholds) -> Vec<Alert> {
+pub fn exceeded(snapshot: &Snapshot, thresholds: &Thresholds) -> Vec<Exceeded> {
     let Thresholds { gpu_util, memory, io_wait, gpu_temp, .. } = *thresholds;
     let number = |gpu: &Gpu| (snapshot.gpus.len() > 1).then_some(gpu.index);
     let idle = |gpu: &Gpu| {
         let ratio = gpu.utilization_ratio.filter(|ratio| *ratio < gpu_util)?;
-        Some(Alert::GpuUnderutilized { gpu: number(gpu), ratio, threshold: gpu_util })
+        Some(Exceeded::GpuUnderutilized { gpu: number(gpu), ratio, threshold: gpu_util })
     };
     let hot = |gpu: &Gpu| {
         let celsius = gpu.temperature_celsius.filter(|celsius| *celsius > gpu_temp)?;
-        Some(Alert::GpuTemperatureHigh { gpu: number(gpu), celsius })
+        Some(Exceeded::GpuTemperatureHigh { gpu: number(gpu), celsius })
     };
     let full = memory_ratio(snapshot).filter(|ratio| *ratio > memory);
     let slow = io_wait_ratio(snapshot).filter(|ratio| *ratio > io_wait);
@@ -68,10 +68,10 @@ pub fn alerts(snapshot: &Snapshot, thresholds: &Thresholds) -> Vec<Alert> {
         alerts.extend(gpus().filter_map(|gpu| idle(gpu)));
     }
     if thresholds.alert_memory_pressure {
-        alerts.extend(full.map(|ratio| Alert::HighMemoryUsage { ratio, threshold: memory }));
+        alerts.extend(full.map(|ratio| Exceeded::HighMemoryUsage { ratio, threshold: memory }));
     }
     if thresholds.alert_io_bottleneck {
-        alerts.extend(slow.map(|ratio| Alert::IoBottleneck { ratio, threshold: io_wait }));
+        alerts.extend(slow.map(|ratio| Exceeded::IoBottleneck { ratio, threshold: io_wait }));
     }
     if thresholds.alert_gpu_temperature {
         alerts.extend(gpus().filter_map(|gpu| hot(gpu)));
@@ -79,7 +79,7 @@ pub fn alerts(snapshot: &Snapshot, thresholds: &Thresholds) -> Vec<Alert> {
     alerts
 }
 
-impl fmt::Display for Alert {
+impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = |gpu: Option<u32>| gpu.map_or_else(|| "GPU".to_owned(), |index| format!("GPU {index}"));
         match *self {
@@ -98,11 +98,11 @@ impl fmt::Display for Alert {
 }
 
 /// A ratio and its threshold in percent: "42.3% (threshold: 50%)".
-struct Against {
-    ratio: f64,
+pub(crate) struct Against {
+    pub(crate) ratio: f64,
     /// What it is a share of.
-    what: &'static str,
-    threshold: f64,
+    pub(crate) what: &'static str,
+    pub(crate) threshold: f64,
 }
 
 impl fmt::Display for Against {
@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn told(snapshot: &Snapshot, thresholds: &Thresholds) -> Vec<String> {
-        alerts(snapshot, thresholds).iter().map(ToString::to_string).collect()
+        exceeded(snapshot, thresholds).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -175,9 +175,9 @@ mod tests {
     fn at_a_threshold_and_where_nothing_is_known_there_is_no_alert() {
         let at =
             Snapshot { gpus: vec![gpu(0, Some(0.5), Some(80))], host_usage: host(0.9, 0.3), ..fixtures::snapshot() };
-        assert_eq!(alerts(&at, &DEFAULTS()), []);
+        assert_eq!(exceeded(&at, &DEFAULTS()), []);
         let unknown = Snapshot { gpus: vec![gpu(0, None, None)], host_usage: None, ..fixtures::snapshot() };
-        assert_eq!(alerts(&unknown, &DEFAULTS()), []);
+        assert_eq!(exceeded(&unknown, &DEFAULTS()), []);
     }
 
     #[test]

@@ -142,17 +142,25 @@ pub fn each_subject(snapshot: &Snapshot, mut take: impl FnMut(Key, Point, &dyn F
             take(Key::Tree(tree.root.key()), point, &|| tree_subject(tree));
         }
     }
-    let mut above: Option<&Cgroup> = None;
-    // In order of path, so that what is inside a container or service comes after it.
-    for cgroup in snapshot.cgroups.iter().filter(|cgroup| is_subject(cgroup)) {
-        if above.is_some_and(|above| cgroup.path.strip_prefix(&*above.path).is_some_and(|rest| rest.starts_with('/'))) {
-            continue;
-        }
-        above = Some(cgroup);
+    for cgroup in subject_cgroups(snapshot) {
         if let Some(point) = cgroup_point(cgroup, snapshot.time) {
             take(Key::Cgroup(cgroup.id), point, &|| cgroup_subject(cgroup));
         }
     }
+}
+
+/// Cgroups of containers and services; what is inside of one of them belongs to it.
+pub(crate) fn subject_cgroups(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<Cgroup>> {
+    let mut above: Option<&Cgroup> = None;
+    // In order of path, so that what is inside comes after it.
+    snapshot.cgroups.iter().filter(|cgroup| is_subject(cgroup)).filter(move |cgroup| {
+        let is_inside =
+            above.is_some_and(|above| cgroup.path.strip_prefix(&*above.path).is_some_and(|rest| rest.starts_with('/')));
+        if !is_inside {
+            above = Some(cgroup);
+        }
+        !is_inside
+    })
 }
 
 /// Containers' and services' own cgroups: those above them are sums of others.
@@ -215,7 +223,7 @@ fn coverage(requests: &Requests) -> RequestCoverage {
     }
 }
 
-fn tree_subject(tree: &Tree) -> Subject {
+pub(crate) fn tree_subject(tree: &Tree) -> Subject {
     let command = if tree.command_line.is_empty() { &tree.command } else { &tree.command_line };
     Subject::Tree {
         root: tree.root.key(),
@@ -225,7 +233,7 @@ fn tree_subject(tree: &Tree) -> Subject {
     }
 }
 
-fn cgroup_subject(cgroup: &Cgroup) -> Subject {
+pub(crate) fn cgroup_subject(cgroup: &Cgroup) -> Subject {
     Subject::Cgroup { id: cgroup.id, path: Arc::clone(&cgroup.path), container: cgroup.container.clone() }
 }
 

@@ -7,6 +7,8 @@ use super::{
     moment, store,
 };
 use crate::{
+    alert::{Alerts, Standing},
+    config::Config,
     detect::{Findings, Watch},
     event::Event,
     event_log::EventLog,
@@ -52,6 +54,8 @@ pub struct Recorded {
     pub snapshot: Arc<Snapshot>,
     /// What the detectors claimed, by the snapshots that were played.
     pub findings: Arc<Findings>,
+    /// What was out of the ordinary, by the same, and by the thresholds that nobody has set.
+    pub alerts: Arc<Standing>,
     /// What happened until then.
     pub events: Arc<EventLog>,
 }
@@ -210,11 +214,14 @@ struct Player {
     resets: Vec<ProcessKey>,
     watch: Watch,
     findings: Arc<Findings>,
+    alerts: Alerts,
+    standing: Arc<Standing>,
     events: EventLog,
 }
 
 impl Player {
     fn new() -> Self {
+        let Config { thresholds, alerts, .. } = Config::default();
         Self {
             chain: Chain::default(),
             books: Books::default(),
@@ -224,6 +231,8 @@ impl Player {
             resets: Vec::new(),
             watch: Watch::default(),
             findings: Arc::default(),
+            alerts: Alerts::new(thresholds, alerts),
+            standing: Arc::default(),
             events: EventLog::new(EVENTS),
         }
     }
@@ -265,6 +274,7 @@ impl Player {
             Entry::Snapshot => {
                 let snapshot = model.snapshot(&self.last);
                 self.findings = self.watch.take(&snapshot, &mem::take(&mut self.resets));
+                (self.standing, _) = self.alerts.take(&snapshot, &self.findings);
                 self.snapshot = Some(snapshot);
             }
         }
@@ -274,6 +284,6 @@ impl Player {
     fn recorded(self) -> Option<Recorded> {
         let ((origin, _), snapshot) = (self.stage?, self.snapshot?);
         let (snapshot, findings, events) = (Arc::new(snapshot), self.findings, Arc::new(self.events));
-        Some(Recorded { origin, snapshot, findings, events })
+        Some(Recorded { origin, snapshot, findings, alerts: self.standing, events })
     }
 }

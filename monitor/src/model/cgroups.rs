@@ -263,8 +263,9 @@ impl Cgroups {
     /// A cgroup that was read in the tick before was not in this one: it is idle.
     pub(super) fn rest(&mut self, id: CgroupId) {
         if let Some(usage) = self.accounts.edit(id).and_then(|cgroup| cgroup.usage.as_mut()) {
-            let rate = &mut Arc::make_mut(usage).cpu_per_second;
-            *rate = rate.map(|_| 0.0);
+            let usage = Arc::make_mut(usage);
+            usage.cpu_per_second = usage.cpu_per_second.map(|_| 0.0);
+            usage.stalls.rest();
         }
     }
 

@@ -19,7 +19,7 @@ pub mod usage;
 use crate::{
     constant::{self, Name},
     event::Event,
-    ids::{CgroupId, DeviceId, ProcessId, Tgid},
+    ids::{CgroupId, DeviceId, ProcessId, ProcessKey, Tgid},
     mark::Mark,
     reading::{MemoryReading, ProcessChange, Readings, Watched},
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
@@ -30,11 +30,16 @@ use account::{Accounts, Counted};
 use cgroups::Cgroups;
 use gpus::Gpus;
 use ledger::{Addition, Ledger};
-use monitor_common::Owner;
+use monitor_common::{Owner, block_io};
 use processes::Processes;
 use serde::{Deserialize, Serialize};
-use snapshot::{BlockDevice, Resident, Snapshot, Subject};
-use std::{collections::HashSet, mem, sync::Arc, time::Duration};
+use snapshot::{BlockDevice, Resident, Snapshot, Subject, TreeIo};
+use std::{
+    collections::{BTreeMap, HashSet},
+    mem,
+    sync::Arc,
+    time::Duration,
+};
 use totals::Rates;
 use usage::HostUsage;
 
@@ -63,6 +68,9 @@ pub struct Model {
     processes: Processes,
     cgroups: Cgroups,
     devices: Accounts<DeviceId, BlockDevice>,
+    /// In the tick that is under way.
+    #[serde(default)]
+    io_added: BTreeMap<(ProcessKey, DeviceId), IoAdded>,
     host_usage: Option<(BootTime, Arc<HostUsage>)>,
     /// What was read in the tick before.
     #[serde(default)]
@@ -74,6 +82,14 @@ pub struct Model {
     snapshots_total: u64,
     #[serde(default)]
     mark: Option<Arc<Mark>>,
+}
+
+/// What a tree did on a device.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+struct IoAdded {
+    count: u64,
+    bytes: u64,
+    wait_ns: u64,
 }
 
 /// Cgroups and processes that files were read of.
@@ -112,6 +128,7 @@ impl Model {
             processes: Processes::new(entry_points),
             cgroups: Cgroups::default(),
             devices: Accounts::default(),
+            io_added: BTreeMap::new(),
             host_usage: None,
             read_before: Busy::default(),
             gpus: Gpus::default(),
@@ -245,6 +262,7 @@ impl Model {
             trees: self.processes.list_trees(),
             cgroups: self.cgroups.list(),
             block_devices: self.devices.iter().map(|(_, device)| device.clone()).collect(),
+            io: mem::take(&mut self.io_added).into_iter().map(|(of, added)| added.per_second(of, seconds)).collect(),
             gpus: self.gpus.list(),
             gpu: self.gpus.standing(sample.time),
             folded_processes_total: self.processes.folded_total(),
@@ -380,7 +398,7 @@ impl Model {
 
     /// Adds what is new to everyone it belongs to.
     fn count(&mut self, counters: &Counters) {
-        let Self { ledger, host, host_added, processes, cgroups, devices, .. } = self;
+        let Self { ledger, host, host_added, processes, cgroups, devices, io_added, .. } = self;
         ledger.post(counters, |owner, addition| {
             host.totals.apply(&addition);
             host_added.apply(&addition);
@@ -388,10 +406,34 @@ impl Model {
                 devices.apply(DeviceId(key.device), &addition);
             }
             if *owner != Owner::UNATTRIBUTED {
+                if let Addition::BlockIo(key, new) = &addition
+                    && let Some(process) = processes.find(ProcessId::from(owner))
+                {
+                    io_added.entry((process.tree.key(), DeviceId(key.device))).or_default().add(new);
+                }
                 processes.apply(owner, &addition);
                 cgroups.apply(CgroupId(owner.cgroup), &addition);
             }
         });
+    }
+}
+
+impl IoAdded {
+    fn add(&mut self, new: &block_io::Totals) {
+        self.count += new.count;
+        self.bytes += new.bytes;
+        self.wait_ns += new.wait_ns;
+    }
+
+    fn per_second(self, (tree, device): (ProcessKey, DeviceId), seconds: f64) -> TreeIo {
+        let each = |sum: f64| sum / seconds;
+        TreeIo {
+            tree,
+            device,
+            ops: each(self.count as f64),
+            bytes: each(self.bytes as f64),
+            wait: each(self.wait_ns as f64 / 1e9),
+        }
     }
 }
 

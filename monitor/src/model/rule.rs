@@ -3,7 +3,7 @@
 //! rule where a container or a systemd unit begins with them.
 
 use super::container::{self, Container};
-use crate::constant::Name;
+use crate::{constant::Name, pattern};
 
 /// Servers and trainers that are known by the name of their program, script or module.
 const PROGRAMS: &[(&str, &[&str])] = &[
@@ -71,7 +71,7 @@ pub(super) fn is_of_program(rule: Option<Name>) -> bool {
 /// name or a path, as in `python -m package.entry_point`, or as whole words, of which the first may end a path.
 fn fits_entry(command_line: &str, entry: &str) -> bool {
     if entry.contains(['*', '?']) {
-        return fits_pattern(command_line, entry);
+        return pattern::fits(command_line, entry);
     }
     let (is_part, length) = (entry.contains(['.', '/']), entry.len());
     command_line.match_indices(entry).any(|(at, _)| {
@@ -79,34 +79,6 @@ fn fits_entry(command_line: &str, entry: &str) -> bool {
         let ends = command_line[at + length..].is_empty() || command_line[at + length..].starts_with(' ');
         is_part || begins && ends
     })
-}
-
-/// Whether all of a text fits a pattern, in which `*` is any text and `?` any letter.
-fn fits_pattern(mut text: &str, mut pattern: &str) -> bool {
-    // What was left of both behind the last star: should the rest not fit, the star takes one letter more.
-    let mut star = None;
-    loop {
-        let (mut letters, mut marks) = (text.chars(), pattern.chars());
-        match (marks.next(), letters.next()) {
-            (Some('*'), _) => {
-                pattern = marks.as_str();
-                star = Some((text, pattern));
-            }
-            (Some(mark), Some(letter)) if mark == '?' || mark == letter => {
-                (text, pattern) = (letters.as_str(), marks.as_str());
-            }
-            (None, None) => return true,
-            _ => {
-                let Some((rest, behind)) = star else { return false };
-                let mut letters = rest.chars();
-                if letters.next().is_none() {
-                    return false;
-                }
-                (text, pattern) = (letters.as_str(), behind);
-                star = Some((text, pattern));
-            }
-        }
-    }
 }
 
 /// What runs: the program, or what an interpreter was given to run.
@@ -197,19 +169,5 @@ mod tests {
         assert_eq!((place(None, Some("/user.slice")), place(None, None)), (None, None));
         assert_eq!((Place::Container("c1").rule(), Place::Unit("/x").rule()), ("container", "unit"));
         assert!(is_of_program(Some("nginx")) && !is_of_program(Some(CONTAINER)) && !is_of_program(None));
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn a_text_fits_patterns_made_of_it(text: String, cut in 0usize..20) {
-            let plain = text.replace(['*', '?'], "");
-            let cut = plain.char_indices().nth(cut).map_or(plain.len(), |(at, _)| at);
-            let (begin, end) = plain.split_at(cut);
-            let letters = "?".repeat(plain.chars().count());
-            for pattern in [format!("{begin}*{end}"), format!("*{end}"), format!("{begin}*"), letters.clone()] {
-                proptest::prop_assert!(fits_pattern(&plain, &pattern), "{}", pattern);
-            }
-            proptest::prop_assert!(!fits_pattern(&plain, &(letters + "?")));
-        }
     }
 }

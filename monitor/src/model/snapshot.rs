@@ -45,6 +45,8 @@ pub struct Snapshot {
     pub cgroups: Vec<Arc<Cgroup>>,
     /// Devices with any I/O.
     pub block_devices: Vec<Arc<BlockDevice>>,
+    /// Who did I/O on which device in the last tick.
+    pub io: Vec<TreeIo>,
     /// GPUs, as the driver last told of them.
     pub gpus: Vec<Arc<Gpu>>,
     /// Whether they are told of.
@@ -243,4 +245,26 @@ pub struct BlockDevice {
     pub name: String,
     /// Only `block_io` is ever counted.
     pub subject: Subject,
+}
+
+/// What one tree did on one block device in the last tick: requests that were done.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TreeIo {
+    /// The tree's root.
+    pub tree: ProcessKey,
+    /// On which device.
+    pub device: DeviceId,
+    /// Requests a second.
+    pub ops: f64,
+    /// Bytes a second.
+    pub bytes: f64,
+    /// Seconds that its requests spent waiting, from submission to completion, in each second: how many were in flight on average.
+    pub wait: f64,
+}
+
+impl TreeIo {
+    /// Seconds that a request took on average, from submission to completion.
+    pub fn latency_seconds(&self) -> Option<f64> {
+        (self.ops > 0.0).then(|| self.wait / self.ops)
+    }
 }

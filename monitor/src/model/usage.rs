@@ -2,7 +2,8 @@
 
 use crate::{
     reading::{
-        CgroupReading, CpuTimes, DiskReading, HostMemory, HostReading, InterfaceReading, MemoryReading, ProcessReading,
+        CgroupReading, CpuTimes, DiskReading, HostMemory, HostReading, InterfaceReading, MemoryReading, Pressure,
+        Pressures, ProcessReading, Stall,
     },
     time::BootTime,
 };
@@ -22,6 +23,24 @@ pub struct CgroupUsage {
     pub peak: Option<Peak>,
     /// CPUs in use, on average between the last two readings: 1 is one whole processor. Zero once it is idle.
     pub cpu_per_second: Option<f64>,
+    /// How it was held up between the last two readings. Zero once it is idle.
+    #[serde(default)]
+    pub stalls: Stalls,
+}
+
+/// Shares of the time between two readings, 0–1, in which something was held up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Stalls {
+    /// At least one task waited for a disk.
+    pub io: Option<f64>,
+    /// At least one task waited for memory.
+    pub memory: Option<f64>,
+    /// All tasks that would run waited for memory.
+    pub memory_full: Option<f64>,
+    /// A CPU limit kept it from running: of each of its processors, summed.
+    pub throttled: Option<f64>,
+    /// Major faults per second, which is no share.
+    pub major_faults: Option<f64>,
 }
 
 /// A memory limit.
@@ -104,6 +123,9 @@ pub struct HostUsage {
     pub disks: Vec<Option<DiskRates>>,
     /// What interfaces did in the last tick, in the reading's order.
     pub interfaces: Vec<Option<InterfaceRates>>,
+    /// How it was held up in the last tick.
+    #[serde(default)]
+    pub stalls: Stalls,
 }
 
 /// What processors did with their time, each 0–1 and together 1.
@@ -155,13 +177,65 @@ impl CgroupUsage {
                 Peak { bytes: seen.max(memory.current_bytes), by_kernel: false }
             }
         });
-        Self { time, reading, limit: before.and_then(|before| before.limit.clone()), peak, cpu_per_second }
+        let stalls = before.map(|before| Stalls::of_cgroup(&reading, &before.reading, seconds(before.time, time)));
+        let limit = before.and_then(|before| before.limit.clone());
+        Self { time, reading, limit, peak, cpu_per_second, stalls: stalls.unwrap_or_default() }
     }
 
     /// Its own limit.
     pub(super) fn own_limit(&self) -> Option<u64> {
         self.reading.memory.as_ref().and_then(|memory| memory.limit_bytes)
     }
+}
+
+impl Stalls {
+    fn of_cgroup(now: &CgroupReading, before: &CgroupReading, seconds: f64) -> Self {
+        let throttled = now.throttled.zip(before.throttled).map(|(now, before)| (now.time_ns, before.time_ns));
+        let faults = |reading: &CgroupReading| reading.memory.as_ref()?.major_faults;
+        Self {
+            throttled: throttled.and_then(|(now, before)| grown(now, before, seconds)).map(|ns| ns / 1e9),
+            major_faults: faults(now).zip(faults(before)).and_then(|(now, before)| grown(now, before, seconds)),
+            ..Self::of_pressures(&now.pressure, &before.pressure, seconds)
+        }
+    }
+
+    fn of_pressures(now: &Pressures, before: &Pressures, seconds: f64) -> Self {
+        let some = |now: Option<Pressure>, before: Option<Pressure>| {
+            now.zip(before).and_then(|(now, before)| now.some.share_since(&before.some, seconds))
+        };
+        let full = now.memory.and_then(|now| now.full).zip(before.memory.and_then(|before| before.full));
+        Self {
+            io: some(now.io, before.io),
+            memory: some(now.memory, before.memory),
+            memory_full: full.and_then(|(now, before)| now.share_since(&before, seconds)),
+            ..Self::default()
+        }
+    }
+
+    /// Nothing is held up, of what is known.
+    pub(super) fn rest(&mut self) {
+        for share in
+            [&mut self.io, &mut self.memory, &mut self.memory_full, &mut self.throttled, &mut self.major_faults]
+        {
+            *share = share.map(|_| 0.0);
+        }
+    }
+}
+
+impl Stall {
+    /// The share of the time since `before`, so many seconds, in which was waited.
+    fn share_since(&self, before: &Self, seconds: f64) -> Option<f64> {
+        grown(self.total_us, before.total_us, seconds).map(|us| (us / 1e6).min(1.0))
+    }
+}
+
+/// How much a counter grew per second; none where no time has passed.
+fn grown(now: u64, before: u64, seconds: f64) -> Option<f64> {
+    (seconds > 0.0).then(|| now.saturating_sub(before) as f64 / seconds)
+}
+
+fn seconds(from: BootTime, to: BootTime) -> f64 {
+    to.since(from).as_secs_f64()
 }
 
 impl MemoryReading {
@@ -245,7 +319,8 @@ impl HostUsage {
             .iter()
             .map(|interface| Some(InterfaceRates::between(interface_before(&interface.name)?, interface, seconds)))
             .collect();
-        Self { reading, cpu, cpus, disks, interfaces }
+        let stalls = before.map(|before| Stalls::of_pressures(&reading.pressure, &before.pressure, seconds));
+        Self { reading, cpu, cpus, disks, interfaces, stalls: stalls.unwrap_or_default() }
     }
 }
 

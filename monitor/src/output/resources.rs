@@ -27,7 +27,7 @@ pub(super) fn render(snapshot: &Snapshot, thresholds: &Thresholds) -> String {
     let mut lines = vec![head(snapshot)];
     lines.extend(gpus(snapshot));
     lines.extend([processors(snapshot), memory_line(snapshot), storage(snapshot)]);
-    let alerts = detect::alerts(snapshot, thresholds);
+    let alerts = detect::exceeded(snapshot, thresholds);
     if !alerts.is_empty() {
         lines.extend([String::new(), "[Resources] ⚠️ ALERTS:".to_owned()]);
         lines.extend(alerts.iter().map(|alert| format!("  - {alert}")));

@@ -32,13 +32,15 @@ struct FindingView<'a> {
 }
 
 #[derive(Serialize)]
-struct SubjectView<'a> {
+pub(super) struct SubjectView<'a> {
     kind: &'static str,
     pid: Option<Tgid>,
     tree: Option<Tgid>,
     command_line: Option<&'a str>,
     cgroup: Option<&'a str>,
     container: Option<ContainerView<'a>>,
+    gpu: Option<u32>,
+    gpu_uuid: Option<&'a str>,
 }
 
 impl<'a> FindingsView<'a> {
@@ -66,8 +68,20 @@ impl<'a> FindingView<'a> {
 }
 
 impl<'a> SubjectView<'a> {
-    fn of(subject: &'a Subject) -> Self {
+    pub(super) fn of(subject: &'a Subject) -> Self {
+        let view = Self {
+            kind: "host",
+            pid: None,
+            tree: None,
+            command_line: None,
+            cgroup: None,
+            container: None,
+            gpu: None,
+            gpu_uuid: None,
+        };
         match subject {
+            Subject::Host => view,
+            Subject::Gpu { index, uuid } => Self { kind: "gpu", gpu: Some(*index), gpu_uuid: uuid.as_deref(), ..view },
             Subject::Tree { root, command, cgroup, container } => Self {
                 kind: "tree",
                 pid: Some(root.tgid),
@@ -75,14 +89,13 @@ impl<'a> SubjectView<'a> {
                 command_line: Some(command),
                 cgroup: cgroup.as_deref(),
                 container: container.as_deref().map(ContainerView::of),
+                ..view
             },
             Subject::Cgroup { path, container, .. } => Self {
                 kind: "cgroup",
-                pid: None,
-                tree: None,
-                command_line: None,
                 cgroup: Some(path),
                 container: container.as_deref().map(ContainerView::of),
+                ..view
             },
         }
     }

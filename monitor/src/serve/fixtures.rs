@@ -1,6 +1,8 @@
 //! A small machine, made up, for tests of what is shown: every source but `address_space` counts.
 
 use crate::{
+    alert::{Alerts, Standing},
+    config::Config,
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
     detect::{Findings, Watch},
@@ -56,6 +58,7 @@ pub(crate) fn snapshot() -> Snapshot {
             name: "nvme0n1".to_owned(),
             subject: subject(0, 0.0, Some(150)),
         })],
+        io: Vec::new(),
         gpus: vec![Arc::new(gpu())],
         gpu: GpuStanding { state: State::Live, reason: None, failing: false },
         folded_processes_total: 4,
@@ -74,6 +77,13 @@ pub(crate) fn findings() -> Arc<Findings> {
         findings
     });
     Arc::clone(&FINDINGS)
+}
+
+/// What is told of that machine where half of its memory is a warning.
+pub(crate) fn alerts() -> Arc<Standing> {
+    let mut config = Config::default();
+    (config.thresholds.memory_warning, config.alerts.hold) = (0.3, Duration::ZERO);
+    Alerts::new(config.thresholds, config.alerts).take(&snapshot_with_memory(), &Findings::default()).0
 }
 
 /// The machine after so many seconds, with so many mebibytes in the first tree.

@@ -5,6 +5,7 @@
 //! a request's head, the memory of an answer, and the time for draining at the end.
 
 mod access;
+mod alerts;
 mod answer;
 mod caller;
 mod cells;
@@ -30,6 +31,7 @@ mod tests;
 mod usage;
 mod view;
 
+pub use alerts::AlertView;
 pub use loopback::{BindError, Loopback};
 pub use posts::Inboxes;
 pub use recorded::answer_recorded;

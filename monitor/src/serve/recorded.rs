@@ -7,19 +7,21 @@ use axum::{
     http::{Request, Uri},
     response::Response,
 };
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tower::ServiceExt as _;
 
 /// What the agent that recorded would have answered at that moment. Only what is told of the answering itself differs.
 pub async fn answer_recorded(recorded: Recorded, path: &Uri) -> Response {
-    let Recorded { origin, snapshot, findings, events } = recorded;
+    let Recorded { origin, snapshot, findings, alerts, events } = recorded;
     let ((_, snapshots), (_, findings)) = (watch::channel(snapshot), watch::channel(findings));
-    let (_, shutdown) = watch::channel(true);
+    let ((_, alerts), (_, shutdown)) = (watch::channel(alerts), watch::channel(true));
     let config = Config::default();
     let shared = Shared {
         snapshots,
         findings,
+        alerts,
+        sinks: Arc::default(),
         events,
         doctor: origin.doctor.into(),
         origin: Origin::Recorded(origin.agent),

@@ -3,6 +3,7 @@
 use super::{
     Inboxes,
     access::Caller,
+    alerts::AlertsView,
     answer, caller, events,
     findings::FindingsView,
     health::HealthView,
@@ -15,6 +16,7 @@ use super::{
     view::WholeHostView,
 };
 use crate::{
+    alert::{SinkStatus, Standing},
     detect::Findings,
     event_log::EventLog,
     gpu::Gpu,
@@ -46,6 +48,7 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
     ("/v1/block_devices", "block devices; ?sort= &limit="),
     ("/v1/gpus", "GPUs and their MIG instances; ?sort= &limit="),
     ("/v1/findings", "what the detectors claim, such as who leaks; the worst first"),
+    ("/v1/alerts", "what is, or was lately, out of the ordinary for long enough; the worst first"),
     (STATS, "memory and processes of the asking process's tree, for a server to forward; ?pid="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     (
@@ -79,6 +82,8 @@ pub(super) const RESET: &str = "/v1/detectors/reset";
 pub(super) struct Shared {
     pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
     pub(super) findings: watch::Receiver<Arc<Findings>>,
+    pub(super) alerts: watch::Receiver<Arc<Standing>>,
+    pub(super) sinks: Arc<[Arc<SinkStatus>]>,
     pub(super) events: Arc<EventLog>,
     /// The doctor's report as JSON: it does not change, but for how GPUs stand, which is added.
     pub(super) doctor: Bytes,
@@ -141,6 +146,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/block_devices", get(list::<BlockDevice>))
         .route("/v1/gpus", get(list::<Gpu>))
         .route("/v1/findings", get(findings))
+        .route("/v1/alerts", get(alerts))
         .route(STATS, get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
@@ -229,6 +235,12 @@ async fn findings(State(shared): State<Shared>, given: Given) -> Result<Response
     select::no_parameters(given.parameters())?;
     let findings = Arc::clone(&shared.findings.borrow());
     Ok(answer::document(&FindingsView::of(&findings)))
+}
+
+async fn alerts(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    let standing = Arc::clone(&shared.alerts.borrow());
+    Ok(answer::document(&AlertsView::of(&standing, &shared.sinks)))
 }
 
 async fn host(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {

@@ -7,7 +7,9 @@ use super::{
     problem::Problem,
     routes::{self, Origin, Shared},
 };
-use crate::{collect::descriptors, detect::Findings, doctor, event_log::EventLog, history, model::snapshot::Snapshot};
+use crate::{
+    alert, collect::descriptors, detect::Findings, doctor, event_log::EventLog, history, model::snapshot::Snapshot,
+};
 use axum::{
     Extension, Router,
     body::{Body, Bytes},
@@ -83,6 +85,10 @@ pub struct State {
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     /// What the detectors claim.
     pub findings: watch::Receiver<Arc<Findings>>,
+    /// What is out of the ordinary.
+    pub alerts: watch::Receiver<Arc<alert::Standing>>,
+    /// Who is told of that.
+    pub sinks: Arc<[Arc<alert::SinkStatus>]>,
     /// The moments.
     pub events: Arc<EventLog>,
     /// What the host offers and how it was used.
@@ -131,12 +137,13 @@ impl State {
             log::error!("the doctor's report cannot be written as JSON: {error}");
             b"{}".to_vec()
         });
-        let Self { snapshots, findings, events, recording, metrics_top, inboxes, socket, tick, .. } = self;
+        let Self { snapshots, findings, alerts, sinks, events, recording, metrics_top, inboxes, socket, tick, .. } =
+            self;
         let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording, inboxes });
         let [least, most] = PATIENCE;
         let patience = (2 * tick).clamp(least, most);
         let shutdown = shutdown.clone();
-        Shared { snapshots, findings, events, doctor, origin, metrics_top, socket, patience, shutdown }
+        Shared { snapshots, findings, alerts, sinks, events, doctor, origin, metrics_top, socket, patience, shutdown }
     }
 }
 
