@@ -2,7 +2,10 @@
 //! handed immutable snapshots.
 
 use crate::{
-    alert::{Alert, Alerts, Standing},
+    alert::{
+        Alert, Alerts, Standing,
+        oom::{BlackBox, Stories},
+    },
     collect::{
         Collector,
         cgroup::CgroupFiles,
@@ -111,6 +114,7 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
     let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
     let (findings, latest_findings) = watch::channel(Arc::new(Findings::default()));
     let (standing, latest_standing) = watch::channel(Arc::new(Standing::default()));
+    let (stories, latest_stories) = watch::channel(Stories::default());
     let (shutdown, ending) = watch::channel(false);
     let (listener, for_workloads) = {
         let _waited_for_there = servers.enter();
@@ -121,6 +125,7 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
         findings: latest_findings,
         alerts: latest_standing,
         sinks: sinks.status().into(),
+        stories: latest_stories,
         events: agent.events.clone(),
         doctor: agent.report.clone(),
         recording: agent.recorder.as_ref().map(Recorder::status),
@@ -144,7 +149,7 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
         consoles.into_iter().map(|console| servers.spawn(show(console, latest.clone(), ending.clone()))).collect();
 
     end.ready(latest);
-    agent.work(&config, &Published { snapshots, findings, standing, sinks: &sinks }, &mut end).await;
+    agent.work(&config, &Published { snapshots, findings, standing, stories, sinks: &sinks }, &mut end).await;
     end.ending();
 
     shutdown.send_replace(true);
@@ -193,6 +198,7 @@ struct Agent {
     workload_inboxes: serve::Inboxes,
     watch: Watch,
     alerts: Alerts,
+    black_box: BlackBox,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to ask what was lost: each program answers by a system call.
@@ -207,6 +213,7 @@ struct Published<'a> {
     snapshots: watch::Sender<Arc<Snapshot>>,
     findings: watch::Sender<Arc<Findings>>,
     standing: watch::Sender<Arc<Standing>>,
+    stories: watch::Sender<Stories>,
     sinks: &'a Sinks,
 }
 
@@ -246,6 +253,7 @@ impl Agent {
             inboxes,
             watch: Watch::new(config.regression),
             alerts: Alerts::new(config.thresholds, config.alerts.clone()),
+            black_box: BlackBox::default(),
             report: Arc::new(report),
             lost_before: 0,
             losses_at: Instant::now(),
@@ -339,6 +347,11 @@ impl Agent {
         published.findings.send_replace(findings);
         published.standing.send_replace(standing);
         published.sinks.tell(&news);
+        let stories = self.black_box.take(&snapshot);
+        if !stories.is_empty() {
+            published.stories.send_replace(self.black_box.stories());
+            published.sinks.keep(&stories);
+        }
         news.iter().for_each(|alert| self.events.push(told(alert, snapshot.time)));
         published.snapshots.send_replace(snapshot);
     }

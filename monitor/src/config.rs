@@ -39,6 +39,8 @@ pub struct Config {
     pub thresholds: Thresholds,
     /// When alerts are told, and to whom.
     pub alerts: Alerts,
+    /// How it is kept why the kernel killed processes for want of memory.
+    pub oom: Oom,
     /// How the document's leak detector judges.
     pub regression: Regression,
     /// Whether to keep only the capabilities that counting takes, once attached.
@@ -110,6 +112,15 @@ pub struct Alerts {
     pub email_from: Option<String>,
     /// Who it is to.
     pub email_to: Vec<String>,
+}
+
+/// How it is kept why the kernel killed processes for want of memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oom {
+    /// A directory with a file for each kill; none where they are kept in memory only.
+    pub directory: Option<String>,
+    /// So many files at most.
+    pub keep: u32,
 }
 
 /// What is told as an alert, and from where on.
@@ -320,6 +331,7 @@ impl Default for Config {
                 email_from: None,
                 email_to: Vec::new(),
             },
+            oom: Oom { directory: None, keep: 100 },
             regression: Regression::default(),
             drop_capabilities: false,
             kernel_log: LevelFilter::Warn,

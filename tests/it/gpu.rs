@@ -10,7 +10,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tests::{
-    Agent, Cgroup, Machine, Workload,
+    Agent, Cgroup, LoopDevice, Machine, Workload,
     agent::run_with,
     clock::{PATIENCE, wait_until},
     expect, json,
@@ -464,4 +464,48 @@ fn the_doctor_tells_how_gpus_stand() -> Result<()> {
     expect::exactly("without", json::text(&without, "state")?, "unavailable")?;
     ensure!(json::text(&without, "reason")?.contains("install their driver or set gpu.library"), "{without}");
     Ok(())
+}
+
+/// An alert of this rule, if it fires.
+fn firing(agent: &Agent, rule: &str) -> Result<Option<Value>> {
+    let answer = agent.get("/v1/alerts")?;
+    let fits = |alert: &&Value| alert["rule"] == rule && alert["state"] == "firing";
+    Ok(json::list(&answer, "alerts")?.iter().find(fits).cloned())
+}
+
+#[test]
+fn an_idle_gpu_whose_holder_loads_data_from_a_disk_is_explained_by_that() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let (device, cgroup) = (LoopDevice::new(64 << 20)?, Cgroup::new("trainer")?);
+    let mut trainer = Workload::start()?;
+    cgroup.add(trainer.pid())?;
+    let held = json!({
+        "nvmlDeviceGetUtilizationRates": [12, 3],
+        "nvmlDeviceGetComputeRunningProcesses_v3": [[trainer.pid(), 37 * GIB]],
+    });
+    let driver = Driver::new(&driver_of(&[with(h200(), held)]))?;
+    let agent = driver.agent(&["--set", "alerts.gpu_hold=3s", "--set", "alerts.hold=1s"])?;
+    standing(&agent, "live")?;
+    let told = wait_until("the alert", PATIENCE, || {
+        trainer.run(&format!("direct read {} 32 1048576", device.path().display()))?;
+        firing(&agent, "gpu_underutilization")
+    })?;
+    let evidence = json::at(&told, "evidence.gpu")?;
+    expect::exactly("the cause", json::text(evidence, "cause")?, "block_io")?;
+    expect::exactly("who holds it", json::count(evidence, "holder.tree")?, u64::from(trainer.pid()))?;
+    let summary = json::text(&told, "summary")?;
+    ensure!(summary.starts_with("GPU 0 underutilized: 12.0% (threshold: 50%)"), "{summary}");
+    ensure!(summary.contains("waits for disks"), "{summary}");
+    // It throttles, by the script.
+    let slowed = wait_until("the throttling", PATIENCE, || firing(&agent, "gpu_throttling"))?;
+    ensure!(json::text(&slowed, "summary")?.contains("sw_power_cap"), "{slowed}");
+    drop(trainer);
+    let over = wait_until("the alert's end", PATIENCE, || {
+        driver.says(&driver_of(&[h200()]))?;
+        let answer = agent.get("/v1/alerts")?;
+        let fits = |alert: &&Value| alert["rule"] == "gpu_underutilization" && alert["state"] == "resolved";
+        Ok(json::list(&answer, "alerts")?.iter().find(fits).cloned())
+    })?;
+    ensure!(json::count(&over, "resolved_ns")? > json::count(&over, "fired_ns")?, "{over}");
+    agent.stop()
 }

@@ -4,6 +4,9 @@
 //! They need root, and a machine on which loop devices and memory cgroups may be made. Only one runs at a time.
 
 mod address_space;
+// A real Alertmanager, and a mail server in Python.
+#[cfg(not(feature = "vm"))]
+mod alerts;
 mod block_io;
 mod cgroup;
 mod command_line;
@@ -26,6 +29,7 @@ mod maps;
 // A real Prometheus.
 #[cfg(not(feature = "vm"))]
 mod metrics;
+mod oom;
 mod page_fault;
 // Real servers, and readers that are not ours.
 #[cfg(not(feature = "vm"))]

@@ -18,6 +18,7 @@ pub mod json;
 pub mod machine;
 pub mod opened;
 pub mod proc;
+pub mod receiver;
 pub mod server;
 pub mod workload;
 
@@ -27,5 +28,6 @@ pub use container::{Podman, Runc};
 pub use disk::LoopDevice;
 pub use machine::Machine;
 pub use opened::Opened;
+pub use receiver::Receiver;
 pub use server::Server;
 pub use workload::Workload;

@@ -10,6 +10,7 @@ mod io;
 mod level;
 mod mean;
 mod memory;
+pub mod oom;
 mod rule;
 mod sink_status;
 

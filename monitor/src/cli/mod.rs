@@ -6,6 +6,7 @@ mod config;
 mod doctor;
 mod exec;
 mod findings;
+mod oom;
 mod query;
 mod record;
 mod run;
@@ -41,6 +42,7 @@ Examples:
   monitor query '/v1/events?follow=true'       what happens, as it happens
   monitor findings                             who leaks memory, how fast, and when it will be at its limit
   monitor alerts                               who waits for disks, whose memory is short, which GPUs idle, and why
+  monitor oom                                  why the kernel killed: whose limit, who grew, whom it hit
   sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
   monitor analyze night.rec                    whose memory leaked meanwhile
   sudo monitor exec --fail-on leak -- ./soak   tell what became of a command's memory; fail where it leaks
@@ -56,6 +58,7 @@ enum Command {
     Query(query::Arguments),
     Findings(findings::Arguments),
     Alerts(alerts::Arguments),
+    Oom(oom::Arguments),
     Analyze(analyze::Arguments),
     Exec(exec::Arguments),
     Doctor(doctor::Arguments),
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Query(arguments) => query::run(&arguments),
         Command::Findings(arguments) => findings::run(&arguments),
         Command::Alerts(arguments) => alerts::run(arguments),
+        Command::Oom(arguments) => oom::run(&arguments),
         Command::Analyze(arguments) => analyze::run(arguments),
         Command::Exec(arguments) => exec::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),

@@ -94,7 +94,8 @@ async fn ask_recording(
 ) -> anyhow::Result<()> {
     let recording = Recording::open(from)?;
     recording.remarks().iter().for_each(|remark| log::warn!("{remark}"));
-    let recorded = recording.replay(at, ["/v1/events", "/v1/findings", "/v1/alerts"].contains(&path.path()))?;
+    let recorded =
+        recording.replay(at, ["/v1/events", "/v1/findings", "/v1/alerts", "/v1/oom"].contains(&path.path()))?;
     let response = serve::answer_recorded(recorded, path).await;
     tell(response, printer, out).await.with_context(|| format!("asking {} for {path}", from.display()))
 }

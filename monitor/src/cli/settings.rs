@@ -23,6 +23,7 @@ const OF_ONE_AGENT: &[&str] = &[
     "alerts.alertmanager",
     "alerts.exec",
     "alerts.email_server",
+    "oom.directory",
 ];
 
 /// Where the configuration comes from.

@@ -7,7 +7,10 @@ use super::{
     moment, store,
 };
 use crate::{
-    alert::{Alerts, Standing},
+    alert::{
+        Alerts, Standing,
+        oom::{BlackBox, Stories},
+    },
     config::Config,
     detect::{Findings, Watch},
     event::Event,
@@ -56,6 +59,8 @@ pub struct Recorded {
     pub findings: Arc<Findings>,
     /// What was out of the ordinary, by the same, and by the thresholds that nobody has set.
     pub alerts: Arc<Standing>,
+    /// Why processes were killed for want of memory, by the same.
+    pub stories: Stories,
     /// What happened until then.
     pub events: Arc<EventLog>,
 }
@@ -216,6 +221,7 @@ struct Player {
     findings: Arc<Findings>,
     alerts: Alerts,
     standing: Arc<Standing>,
+    black_box: BlackBox,
     events: EventLog,
 }
 
@@ -233,6 +239,7 @@ impl Player {
             findings: Arc::default(),
             alerts: Alerts::new(thresholds, alerts),
             standing: Arc::default(),
+            black_box: BlackBox::default(),
             events: EventLog::new(EVENTS),
         }
     }
@@ -275,6 +282,7 @@ impl Player {
                 let snapshot = model.snapshot(&self.last);
                 self.findings = self.watch.take(&snapshot, &mem::take(&mut self.resets));
                 (self.standing, _) = self.alerts.take(&snapshot, &self.findings);
+                self.black_box.take(&snapshot);
                 self.snapshot = Some(snapshot);
             }
         }
@@ -283,7 +291,13 @@ impl Player {
 
     fn recorded(self) -> Option<Recorded> {
         let ((origin, _), snapshot) = (self.stage?, self.snapshot?);
-        let (snapshot, findings, events) = (Arc::new(snapshot), self.findings, Arc::new(self.events));
-        Some(Recorded { origin, snapshot, findings, alerts: self.standing, events })
+        Some(Recorded {
+            origin,
+            snapshot: Arc::new(snapshot),
+            findings: self.findings,
+            alerts: self.standing,
+            stories: self.black_box.stories(),
+            events: Arc::new(self.events),
+        })
     }
 }

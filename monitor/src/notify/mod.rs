@@ -11,6 +11,7 @@ mod http;
 mod json_lines;
 mod logged;
 mod notice;
+mod stories;
 mod webhook;
 mod worker;
 
@@ -18,11 +19,12 @@ pub use notice::Notice;
 pub use worker::Failure;
 
 use crate::{
-    alert::{Alert, SinkStatus},
+    alert::{Alert, SinkStatus, oom::Story},
     config::{self, Config},
 };
 use anyhow::Context as _;
 use std::{sync::Arc, time::Duration};
+use stories::StoryFiles;
 use worker::Worker;
 
 /// How long one try may take.
@@ -51,6 +53,7 @@ trait Sink: Send {
 #[derive(Debug, Default)]
 pub struct Sinks {
     workers: Vec<Worker>,
+    stories: Option<StoryFiles>,
     host: Arc<str>,
 }
 
@@ -60,11 +63,11 @@ impl Sinks {
     /// # Errors
     /// A setting makes no sense, or a thread cannot be started.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
-        if !config.alerts.enabled {
-            return Ok(Self::default());
-        }
-        let workers = sinks(config)?.into_iter().map(Worker::start).collect::<Result<_, _>>()?;
-        Ok(Self { workers, host: host() })
+        let host = host();
+        let stories = StoryFiles::start(&config.oom, &host)?;
+        let sinks = if config.alerts.enabled { sinks(config)? } else { Vec::new() };
+        let workers = sinks.into_iter().map(Worker::start).collect::<Result<_, _>>()?;
+        Ok(Self { workers, stories, host })
     }
 
     /// Hands alerts on. Never waits.
@@ -72,6 +75,13 @@ impl Sinks {
         for alert in alerts.iter().filter(|alert| !alert.silenced) {
             let notice = Arc::new(Notice::of(alert, &self.host));
             self.workers.iter().for_each(|worker| worker.hand(&notice));
+        }
+    }
+
+    /// Keeps why processes were killed, where the configuration says so. Never waits.
+    pub fn keep(&self, stories: &[Arc<Story>]) {
+        if let Some(files) = &self.stories {
+            stories.iter().for_each(|story| files.hand(story));
         }
     }
 
@@ -83,6 +93,9 @@ impl Sinks {
     /// Lets what waits be told, for a moment.
     pub fn finish(self) {
         self.workers.into_iter().for_each(Worker::finish);
+        if let Some(files) = self.stories {
+            files.finish();
+        }
     }
 }
 

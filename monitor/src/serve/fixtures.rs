@@ -1,7 +1,10 @@
 //! A small machine, made up, for tests of what is shown: every source but `address_space` counts.
 
 use crate::{
-    alert::{Alerts, Standing},
+    alert::{
+        Alerts, Standing,
+        oom::{BlackBox, Stories},
+    },
     config::Config,
     cost::{Cost, ProgramCost},
     coverage::{Coverage, Loss, Refusal, SourceCoverage, State},
@@ -84,6 +87,14 @@ pub(crate) fn alerts() -> Arc<Standing> {
     let mut config = Config::default();
     (config.thresholds.memory_warning, config.alerts.hold) = (0.3, Duration::ZERO);
     Alerts::new(config.thresholds, config.alerts).take(&snapshot_with_memory(), &Findings::default()).0
+}
+
+/// Why a process of that machine was killed.
+pub(crate) fn stories() -> Stories {
+    let mut black_box = BlackBox::default();
+    black_box.take(&snapshot_with_memory());
+    black_box.take(&snapshot_with_memory());
+    black_box.stories()
 }
 
 /// The machine after so many seconds, with so many mebibytes in the first tree.

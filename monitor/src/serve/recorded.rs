@@ -13,7 +13,7 @@ use tower::ServiceExt as _;
 
 /// What the agent that recorded would have answered at that moment. Only what is told of the answering itself differs.
 pub async fn answer_recorded(recorded: Recorded, path: &Uri) -> Response {
-    let Recorded { origin, snapshot, findings, alerts, events } = recorded;
+    let Recorded { origin, snapshot, findings, alerts, stories, events } = recorded;
     let ((_, snapshots), (_, findings)) = (watch::channel(snapshot), watch::channel(findings));
     let ((_, alerts), (_, shutdown)) = (watch::channel(alerts), watch::channel(true));
     let config = Config::default();
@@ -22,6 +22,7 @@ pub async fn answer_recorded(recorded: Recorded, path: &Uri) -> Response {
         findings,
         alerts,
         sinks: Arc::default(),
+        stories: watch::channel(stories).1,
         events,
         doctor: origin.doctor.into(),
         origin: Origin::Recorded(origin.agent),

@@ -16,7 +16,7 @@ use super::{
     view::WholeHostView,
 };
 use crate::{
-    alert::{SinkStatus, Standing},
+    alert::{SinkStatus, Standing, oom::Stories},
     detect::Findings,
     event_log::EventLog,
     gpu::Gpu,
@@ -49,6 +49,10 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
     ("/v1/gpus", "GPUs and their MIG instances; ?sort= &limit="),
     ("/v1/findings", "what the detectors claim, such as who leaks; the worst first"),
     ("/v1/alerts", "what is, or was lately, out of the ordinary for long enough; the worst first"),
+    (
+        "/v1/oom",
+        "why the kernel killed processes for want of memory: the limit, who grew, and whom it hit; the latest first",
+    ),
     (STATS, "memory and processes of the asking process's tree, for a server to forward; ?pid="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     (
@@ -84,6 +88,7 @@ pub(super) struct Shared {
     pub(super) findings: watch::Receiver<Arc<Findings>>,
     pub(super) alerts: watch::Receiver<Arc<Standing>>,
     pub(super) sinks: Arc<[Arc<SinkStatus>]>,
+    pub(super) stories: watch::Receiver<Stories>,
     pub(super) events: Arc<EventLog>,
     /// The doctor's report as JSON: it does not change, but for how GPUs stand, which is added.
     pub(super) doctor: Bytes,
@@ -147,6 +152,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/gpus", get(list::<Gpu>))
         .route("/v1/findings", get(findings))
         .route("/v1/alerts", get(alerts))
+        .route("/v1/oom", get(oom))
         .route(STATS, get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
@@ -241,6 +247,12 @@ async fn alerts(State(shared): State<Shared>, given: Given) -> Result<Response, 
     select::no_parameters(given.parameters())?;
     let standing = Arc::clone(&shared.alerts.borrow());
     Ok(answer::document(&AlertsView::of(&standing, &shared.sinks)))
+}
+
+async fn oom(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    select::no_parameters(given.parameters())?;
+    let (snapshot, stories) = (shared.snapshot(), Arc::clone(&shared.stories.borrow()));
+    Ok(answer::document(&json!({ "time_ns": snapshot.time, "stories": *stories })))
 }
 
 async fn host(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {

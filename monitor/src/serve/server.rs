@@ -89,6 +89,8 @@ pub struct State {
     pub alerts: watch::Receiver<Arc<alert::Standing>>,
     /// Who is told of that.
     pub sinks: Arc<[Arc<alert::SinkStatus>]>,
+    /// Why processes were killed for want of memory.
+    pub stories: watch::Receiver<alert::oom::Stories>,
     /// The moments.
     pub events: Arc<EventLog>,
     /// What the host offers and how it was used.
@@ -137,13 +139,38 @@ impl State {
             log::error!("the doctor's report cannot be written as JSON: {error}");
             b"{}".to_vec()
         });
-        let Self { snapshots, findings, alerts, sinks, events, recording, metrics_top, inboxes, socket, tick, .. } =
-            self;
+        let Self {
+            snapshots,
+            findings,
+            alerts,
+            sinks,
+            stories,
+            events,
+            recording,
+            metrics_top,
+            inboxes,
+            socket,
+            tick,
+            ..
+        } = self;
         let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording, inboxes });
         let [least, most] = PATIENCE;
         let patience = (2 * tick).clamp(least, most);
         let shutdown = shutdown.clone();
-        Shared { snapshots, findings, alerts, sinks, events, doctor, origin, metrics_top, socket, patience, shutdown }
+        Shared {
+            snapshots,
+            findings,
+            alerts,
+            sinks,
+            stories,
+            events,
+            doctor,
+            origin,
+            metrics_top,
+            socket,
+            patience,
+            shutdown,
+        }
     }
 }
 

@@ -76,6 +76,7 @@ impl Server {
             findings: watch::channel(fixtures::findings()).1,
             alerts: watch::channel(fixtures::alerts()).1,
             sinks: [Arc::new(SinkStatus::of("log"))].into(),
+            stories: watch::channel(fixtures::stories()).1,
             origin: Origin::Live { recording: None, inboxes: inboxes.clone() },
             metrics_top: 20,
             socket: Path::new("/where/all/is.sock").into(),

@@ -1,5 +1,6 @@
 //! What only virtual machines show: other kernels, other kinds of hosts, slow disks. `cargo xtask vm` runs these.
 
+mod alerts;
 mod churn;
 mod crippled;
 mod expected;
