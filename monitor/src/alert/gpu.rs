@@ -3,7 +3,7 @@
 use super::{
     evidence::{Cause, Causes, Evidence, GpuEvidence, TreeName},
     io::{in_flight, name, short},
-    level::{Key, Level, Limits, Told},
+    level::{Key, Level, Limits, Show, Told},
     rule::Rule,
 };
 use crate::{
@@ -115,12 +115,7 @@ fn holder<'a>(snapshot: &'a Snapshot, gpu: &Gpu) -> Option<&'a Arc<Tree>> {
 }
 
 /// Shows how GPUs stand.
-pub(super) fn each(
-    snapshot: &Snapshot,
-    idle: &Idle,
-    thresholds: &Thresholds,
-    show: &mut dyn FnMut(Level, &dyn Fn(&Level, f64) -> Told),
-) {
+pub(super) fn each(snapshot: &Snapshot, idle: &Idle, thresholds: &Thresholds, show: Show<'_>) {
     if let (true, Some(reason)) = (snapshot.gpu.failing && snapshot.gpus.is_empty(), &snapshot.gpu.reason) {
         let level =
             Level { rule: Rule::GpuLost, key: Key::Host, value: 1.0, limits: Limits::Judged(Severity::Critical) };
@@ -135,13 +130,7 @@ pub(super) fn each(
     }
 }
 
-fn each_of(
-    snapshot: &Snapshot,
-    gpu: &Gpu,
-    idle: &Idle,
-    thresholds: &Thresholds,
-    show: &mut dyn FnMut(Level, &dyn Fn(&Level, f64) -> Told),
-) {
+fn each_of(snapshot: &Snapshot, gpu: &Gpu, idle: &Idle, thresholds: &Thresholds, show: Show<'_>) {
     let name = format!("GPU {}", gpu.index);
     let key = Key::Gpu(gpu.uuid.clone().unwrap_or_else(|| gpu.index.to_string()));
     let subject = || Subject::Gpu { index: gpu.index, uuid: gpu.uuid.clone() };

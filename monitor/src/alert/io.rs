@@ -6,7 +6,7 @@
 
 use super::{
     evidence::{Evidence, IoEvidence, TreeName, TreeOnDevice},
-    level::{Key, Level, Limits, Told},
+    level::{Key, Level, Limits, Show, Told},
     rule::Rule,
 };
 use crate::{
@@ -83,12 +83,7 @@ pub(super) fn in_flight(snapshot: &Snapshot, tree: ProcessKey) -> f64 {
 }
 
 /// Shows how the machine, its cgroups and its trees stand.
-pub(super) fn each(
-    snapshot: &Snapshot,
-    recent: &Recent,
-    threshold: f64,
-    show: &mut dyn FnMut(Level, &dyn Fn(&Level, f64) -> Told),
-) {
+pub(super) fn each(snapshot: &Snapshot, recent: &Recent, threshold: f64, show: Show<'_>) {
     let limits = Limits::Above { warning: threshold, critical: None };
     let level = |key, value| Level { rule: Rule::IoBottleneck, key, value, limits };
     let stalled = snapshot.host_usage.as_ref().and_then(|usage| usage.stalls.io);

@@ -39,6 +39,9 @@ pub(super) enum Limits {
     Judged(Severity),
 }
 
+/// Is shown levels, each with how it is put into words where it has held, by its mean.
+pub(super) type Show<'a> = &'a mut dyn FnMut(Level, &dyn Fn(&Level, f64) -> Told);
+
 /// A level that has held, put into words.
 pub(super) struct Told {
     pub(super) subject: Subject,

@@ -3,7 +3,7 @@
 use super::{
     evidence::{Evidence, MemoryEvidence, TreeMemory},
     io::{is_within, name, short},
-    level::{Key, Level, Limits, Told},
+    level::{Key, Level, Limits, Show, Told},
     rule::Rule,
 };
 use crate::{
@@ -23,8 +23,6 @@ const MOST_TREES: usize = 3;
 /// Faults that waited for a disk are a storm only where memory is waited for as well, for this share of the time: a program
 /// that has just begun has many, too.
 const STALLED: f64 = 0.05;
-
-type Show<'a> = &'a mut dyn FnMut(Level, &dyn Fn(&Level, f64) -> Told);
 
 /// Shows how the machine and its cgroups stand.
 pub(super) fn each(snapshot: &Snapshot, thresholds: &Thresholds, show: Show<'_>) {

@@ -27,7 +27,7 @@ use crate::{
     pattern,
     time::BootTime,
 };
-use level::{Key, Level, Limits, Told};
+use level::{Key, Level, Limits, Show, Told};
 use mean::Mean;
 use serde::Serialize;
 use std::{
@@ -301,7 +301,7 @@ fn is_silenced(patterns: &[String], rule: Rule, subject: &Subject) -> bool {
 }
 
 /// Shows what detectors claim, but for what may only become something.
-fn each_leak(findings: &Findings, show: &mut dyn FnMut(Level, &dyn Fn(&Level, f64) -> Told)) {
+fn each_leak(findings: &Findings, show: Show<'_>) {
     for finding in findings.findings.iter().filter(|finding| finding.severity != Severity::Notice) {
         let key = match &finding.subject {
             Subject::Tree { root, .. } => Key::Tree(*root),
@@ -318,7 +318,7 @@ fn each_leak(findings: &Findings, show: &mut dyn FnMut(Level, &dyn Fn(&Level, f6
 }
 
 /// Shows in which cgroups processes were killed for want of memory, for as long as those are told of.
-fn each_kill(snapshot: &Snapshot, show: &mut dyn FnMut(Level, &dyn Fn(&Level, f64) -> Told)) {
+fn each_kill(snapshot: &Snapshot, show: Show<'_>) {
     let is_victim = |process: &&Arc<Process>| matches!(process.state, ProcessState::Exited { oom_killed: true, .. });
     let mut victims = BTreeMap::<_, Vec<&Arc<Process>>>::new();
     for victim in snapshot.processes[snapshot.running().len()..].iter().filter(is_victim) {
