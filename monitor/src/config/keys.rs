@@ -165,13 +165,6 @@ fn general() -> Vec<Key> {
         key(None, "gpu_temp_threshold", "a GPU above this temperature is hot, in degrees Celsius", |c| {
             Slot::Count(&mut c.thresholds.gpu_temp, 0..=200)
         }),
-        key(
-            Some("oom"),
-            "directory",
-            "a directory to keep a file in for each time that the kernel kills for want of memory; empty for none",
-            |c| Slot::Name(&mut c.oom.directory),
-        ),
-        key(Some("oom"), "keep", "how many of these files are kept", |c| Slot::Count(&mut c.oom.keep, 1..=100_000)),
         key(None, "gpu_memory_threshold", "a GPU's memory is nearly used up above this share of it", |c| {
             Slot::Ratio(&mut c.thresholds.gpu_memory)
         }),
@@ -188,6 +181,13 @@ fn general() -> Vec<Key> {
         key(None, "major_faults_threshold", "faults that may wait for a disk, per second", |c| {
             Slot::Number(&mut c.thresholds.major_faults, 0.0..=1e9)
         }),
+        key(
+            Some("oom"),
+            "directory",
+            "a directory to keep a file in for each time that the kernel kills for want of memory; empty for none",
+            |c| Slot::Name(&mut c.oom.directory),
+        ),
+        key(Some("oom"), "keep", "how many of these files are kept", |c| Slot::Count(&mut c.oom.keep, 1..=100_000)),
         key(Some("alerts"), "enabled", "judge what is out of the ordinary, and tell it", |c| {
             Slot::Switch(&mut c.alerts.enabled)
         }),
