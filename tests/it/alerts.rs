@@ -602,3 +602,29 @@ fn receivers_that_make_no_sense_are_refused_by_name() -> Result<()> {
     }
     Ok(())
 }
+
+/// What fails is tried again as a whole: an alert that became worse is known by one severity at Alertmanager.
+#[test]
+fn what_became_worse_while_alertmanager_failed_is_told_whole() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let alertmanager = Receiver::start(200)?;
+    let mut tenant = Tenant::new("worse")?;
+    let agent = start(&[format!("alerts.alertmanager=http://{}", alertmanager.address())])?;
+    tenant.take(MUCH)?;
+    tenant.alert(&agent, "firing", "warning")?;
+    wait_for_told(&agent, &["alertmanager"], 1)?;
+    alertmanager.answer_with(500);
+    tenant.take(MORE)?;
+    tenant.alert(&agent, "firing", "critical")?;
+    wait_until("a try that fails", PATIENCE, || {
+        Ok((json::count(&sink(&agent, "alertmanager")?, "failures_total")? > 0).then_some(()))
+    })?;
+    alertmanager.answer_with(200);
+    wait_for_told(&agent, &["alertmanager"], 2)?;
+    let taken = alertmanager.taken();
+    let told = taken.last().and_then(Value::as_array).context("nothing was told")?;
+    let severities = texts(told, "labels.severity")?;
+    expect::exactly("severities", severities, vec!["critical".to_owned(), "warning".to_owned()])?;
+    ensure!(json::text(&told[1], "endsAt")? < json::text(&told[0], "endsAt")?, "the warning goes on: {told:?}");
+    agent.stop()
+}

@@ -44,23 +44,23 @@ impl Sink for Alertmanager {
         if let Some(before) = self.firing.get(&identity).filter(|b| b.alert.severity != notice.alert.severity) {
             all.push(alert(&Notice { resolved: Some(now), ..before.clone() }, now));
         }
+        // What was not told is as it was: another try is to say the same.
+        self.poster.post(&Value::Array(all))?;
         match notice.alert.state {
             State::Firing => drop(self.firing.insert(identity, notice.clone())),
             State::Resolved => drop(self.firing.remove(&identity)),
         }
-        self.poster.post(&Value::Array(all))
+        Ok(())
     }
 
     fn every(&self) -> Option<Duration> {
         Some(EVERY)
     }
 
-    fn repeat(&mut self) -> Result<(), Failure> {
-        if self.firing.is_empty() {
-            return Ok(());
-        }
+    fn repeat(&mut self) -> Option<Result<(), Failure>> {
         let now = SystemTime::now();
-        self.poster.post(&self.firing.values().map(|notice| alert(notice, now)).collect())
+        let all: Vec<_> = self.firing.values().map(|notice| alert(notice, now)).collect();
+        (!all.is_empty()).then(|| self.poster.post(&Value::Array(all)))
     }
 }
 

@@ -3,6 +3,7 @@
 use super::{Notice, Sink, TRY_FOR, worker::Failure};
 use std::{
     io::Write as _,
+    os::unix::process::CommandExt as _,
     path::PathBuf,
     process::{Command, Stdio},
     thread,
@@ -34,7 +35,16 @@ impl Sink for Exec {
         let shown = self.program.display();
         let whole = notice.json();
         let word = |name: &str| whole[name].as_str().unwrap_or_default().to_owned();
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        // It ends with this thread: nobody would look after it.
+        // SAFETY: between fork and exec only prctl is called, which may be.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let mut child = command
             .env("MONITOR_ALERT_RULE", word("rule"))
             .env("MONITOR_ALERT_STATE", word("state"))
             .env("MONITOR_ALERT_SEVERITY", word("severity"))

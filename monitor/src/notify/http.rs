@@ -37,23 +37,23 @@ impl Poster {
             .post(&self.address)
             .content_type("application/json")
             .send(body.to_string())
-            .map_err(|error| Failure::later(format!("{}: {error}", self.shown())))?;
+            .map_err(|error| Failure::later(format!("{}: {error}", host_of(&self.address))))?;
         let status = answer.status();
-        let refused = || format!("{}: {status}", self.shown());
+        let refused = || format!("{}: {status}", host_of(&self.address));
         match status.as_u16() {
             200..=299 => Ok(()),
             408 | 425 | 429 | 500..=599 => Err(Failure::later(refused())),
             _ => Err(Failure::for_good(refused())),
         }
     }
+}
 
-    /// The address without its path, which may be a secret, as Slack's is.
-    fn shown(&self) -> &str {
-        let host = self.address.find("://").map_or(0, |at| at + 3);
-        let end = self.address[host..].find('/').map_or(self.address.len(), |at| host + at);
-        let begin = self.address[host..end].rfind('@').map_or(host, |at| host + at + 1);
-        &self.address[begin..end]
-    }
+/// An address's host and port: its path may be a secret, as Slack's is, and so is what stands before the host.
+pub(super) fn host_of(address: &str) -> &str {
+    let begin = address.find("://").map_or(0, |at| at + 3);
+    let host = &address[begin..];
+    let host = &host[..host.find(['/', '?', '#']).unwrap_or(host.len())];
+    &host[host.rfind('@').map_or(0, |at| at + 1)..]
 }
 
 #[cfg(test)]
@@ -62,9 +62,11 @@ mod tests {
 
     #[test]
     fn only_addresses_are_taken_and_their_secrets_are_not_told() {
-        let shown = |address| Poster::new(address).map(|poster| poster.shown().to_owned()).ok();
+        let shown = |address| Poster::new(address).map(|poster| host_of(&poster.address).to_owned()).ok();
         assert_eq!(shown("https://hooks.example.com/services/T0/B0/secret").as_deref(), Some("hooks.example.com"));
         assert_eq!(shown("http://user:pass@127.0.0.1:9093").as_deref(), Some("127.0.0.1:9093"));
+        assert_eq!(shown("http://127.0.0.1:1?token=secret").as_deref(), Some("127.0.0.1:1"));
+        assert_eq!(shown("http://h/a@b#c").as_deref(), Some("h"));
         for wrong in ["", "hooks.example.com/x", "ftp://host/", "http://", "/path"] {
             assert!(Poster::new(wrong).is_err(), "{wrong:?}");
         }

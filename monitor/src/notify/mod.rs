@@ -43,9 +43,9 @@ trait Sink: Send {
         None
     }
 
-    /// Repeats what goes on.
-    fn repeat(&mut self) -> Result<(), Failure> {
-        Ok(())
+    /// Repeats what goes on; none where nothing does.
+    fn repeat(&mut self) -> Option<Result<(), Failure>> {
+        None
     }
 }
 

@@ -117,8 +117,9 @@ impl Inner {
                     self.status.queued.fetch_sub(1, Relaxed);
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    let result = self.sink.repeat();
-                    self.note(&result);
+                    if let Some(result) = self.sink.repeat() {
+                        self.note(&result);
+                    }
                     repeated = Instant::now();
                 }
                 Err(RecvTimeoutError::Disconnected) => return,

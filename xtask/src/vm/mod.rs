@@ -81,7 +81,7 @@ struct Matrix {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     repeat: u32,
     /// Seconds that one virtual machine may take
-    #[arg(long, default_value_t = 1800)]
+    #[arg(long, default_value_t = 2700)]
     timeout: u64,
     /// Write what was found into the README's table of kernels
     #[arg(long, conflicts_with_all = ["kernels", "hosts", "test", "exec"])]
