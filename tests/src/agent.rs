@@ -177,9 +177,12 @@ impl Agent {
         fs::read_to_string(&self.errors).unwrap_or_default()
     }
 
-    /// Lines of what it wrote to its standard error that warn or tell of errors.
+    /// Lines of what it wrote to its standard error that warn or tell of errors, but for alerts, which are about others.
     pub fn complaints(&self) -> Vec<String> {
-        let is_complaint = |line: &&str| line.starts_with("monitor: warn: ") || line.starts_with("monitor: error: ");
+        let is_complaint = |line: &&str| {
+            let words = ["monitor: warn: ", "monitor: error: "].iter().find_map(|level| line.strip_prefix(level));
+            words.is_some_and(|words| !words.starts_with("[Resources]"))
+        };
         self.words().lines().filter(is_complaint).map(str::to_owned).collect()
     }
 

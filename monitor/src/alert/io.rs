@@ -14,7 +14,7 @@ use crate::{
     ids::{DeviceId, ProcessKey},
     model::{
         resources::io_wait_ratio,
-        snapshot::{Snapshot, Tree},
+        snapshot::{Cgroup, Snapshot, Tree},
     },
     units::human_seconds,
 };
@@ -82,8 +82,8 @@ pub(super) fn in_flight(snapshot: &Snapshot, tree: ProcessKey) -> f64 {
     snapshot.io.iter().filter(|io| io.tree == tree && io.wait.is_finite()).map(|io| io.wait).sum::<f64>().min(1.0)
 }
 
-/// Shows how the machine, its cgroups and its trees stand.
-pub(super) fn each(snapshot: &Snapshot, recent: &Recent, threshold: f64, show: Show<'_>) {
+/// Shows how the machine, the cgroups of containers and services, and trees stand.
+pub(super) fn each(snapshot: &Snapshot, subjects: &[&Arc<Cgroup>], recent: &Recent, threshold: f64, show: Show<'_>) {
     let limits = Limits::Above { warning: threshold, critical: None };
     let level = |key, value| Level { rule: Rule::IoBottleneck, key, value, limits };
     let stalled = snapshot.host_usage.as_ref().and_then(|usage| usage.stalls.io);
@@ -93,7 +93,7 @@ pub(super) fn each(snapshot: &Snapshot, recent: &Recent, threshold: f64, show: S
         });
     }
     let mut told_by_kernel: Vec<&str> = Vec::new();
-    for cgroup in detect::subject_cgroups(snapshot) {
+    for cgroup in subjects {
         let Some(value) = cgroup.usage.as_ref().and_then(|usage| usage.stalls.io) else { continue };
         told_by_kernel.push(&cgroup.path);
         show(level(Key::Cgroup(cgroup.id), value), &|level, mean| {

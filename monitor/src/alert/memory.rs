@@ -25,7 +25,7 @@ const MOST_TREES: usize = 3;
 const STALLED: f64 = 0.05;
 
 /// Shows how the machine and its cgroups stand.
-pub(super) fn each(snapshot: &Snapshot, thresholds: &Thresholds, show: Show<'_>) {
+pub(super) fn each(snapshot: &Snapshot, subjects: &[&Arc<Cgroup>], thresholds: &Thresholds, show: Show<'_>) {
     let usage = snapshot.host_usage.as_ref();
     let host = Whose::Host(snapshot);
     if let Some(value) = memory_ratio(snapshot) {
@@ -46,7 +46,7 @@ pub(super) fn each(snapshot: &Snapshot, thresholds: &Thresholds, show: Show<'_>)
             pressure(&Whose::Cgroup(snapshot, cgroup), working_set as f64 / limit as f64, thresholds, show);
         }
     }
-    for cgroup in detect::subject_cgroups(snapshot) {
+    for cgroup in subjects {
         if let Some(usage) = &cgroup.usage {
             let waits = usage.stalls.memory.or(stalls.memory);
             stall(&Whose::Cgroup(snapshot, cgroup), &usage.stalls, waits, thresholds, show);

@@ -1,6 +1,6 @@
 //! Alerts: what is out of the ordinary for long enough, told once, and taken back when it is over.
 //!
-//! Levels of each tick come from [`io`], [`memory`], [`gpu`], and from the detectors' findings. [`Alerts`] keeps those that are,
+//! Levels of each tick come from `io`, `memory`, `gpu`, and from the detectors' findings. [`Alerts`] keeps those that are,
 //! or were lately, beyond their thresholds, and no others: what is in order costs a comparison a tick. Pure: time and data are
 //! arguments. Whom it is told is for `notify`.
 
@@ -149,8 +149,10 @@ impl Alerts {
                 left_out += usize::from(!self.judge(&level, tell, snapshot, &mut news));
             }
         };
-        io::each(snapshot, &recent, thresholds.io_wait, &mut show);
-        memory::each(snapshot, &thresholds, &mut show);
+        // Worked out once: it takes a look at every cgroup's path.
+        let subjects: Vec<_> = detect::subject_cgroups(snapshot).collect();
+        io::each(snapshot, &subjects, &recent, thresholds.io_wait, &mut show);
+        memory::each(snapshot, &subjects, &thresholds, &mut show);
         gpu::each(snapshot, &idle, &thresholds, &mut show);
         each_leak(findings, &mut show);
         each_kill(snapshot, &mut show);
@@ -182,7 +184,7 @@ impl Alerts {
         }
         let hold = self.hold(level.rule);
         let Some(tracked) = self.tracked.get_mut(&key) else { return true };
-        // Two detectors may claim the same of one subject: the first is the worse.
+        // One subject may be shown twice, as where two cgroups have no id: the first counts.
         if tracked.snapshot == snapshot.number && snapshot.number > 0 {
             return true;
         }
@@ -300,9 +302,9 @@ fn is_silenced(patterns: &[String], rule: Rule, subject: &Subject) -> bool {
     patterns.iter().any(|pattern| pattern::fits(&name, pattern) || pattern::fits(&whole, pattern))
 }
 
-/// Shows what detectors claim, but for what may only become something.
+/// Shows who leaks. What the document's line claims is a finding and no alarm: it is wrong too often of what has just begun.
 fn each_leak(findings: &Findings, show: Show<'_>) {
-    for finding in findings.findings.iter().filter(|finding| finding.severity != Severity::Notice) {
+    for finding in findings.findings.iter().filter(|finding| finding.detector == "leak") {
         let key = match &finding.subject {
             Subject::Tree { root, .. } => Key::Tree(*root),
             Subject::Cgroup { id, .. } => Key::Cgroup(*id),
