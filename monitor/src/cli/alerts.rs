@@ -2,8 +2,6 @@
 
 use super::{query::Asked, settings, written};
 use crate::{notify, output, units::human_duration};
-use anyhow::Context as _;
-use hyper::Uri;
 use serde::Deserialize;
 use std::{
     fmt::Write as _,
@@ -73,16 +71,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     if let Some(Action::Test(settings)) = arguments.action {
         return test(settings);
     }
-    let path = Uri::from_static("/v1/alerts");
-    if arguments.json {
-        arguments.asked.ask(&path, None, &mut io::stdout())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut answer = Vec::new();
-    arguments.asked.ask(&path, None, &mut answer)?;
-    let answer: Answer = serde_json::from_slice(&answer).context("the agent's answer is not understood")?;
-    written(io::stdout().write_all(show(&answer).as_bytes()))?;
-    Ok(ExitCode::SUCCESS)
+    arguments.asked.print("/v1/alerts", arguments.json, show)
 }
 
 /// Fails where a sink does.

@@ -1,15 +1,9 @@
 //! `monitor findings`: what the detectors claim, for people.
 
-use super::{query::Asked, written};
+use super::query::Asked;
 use crate::{output, units::human_duration};
-use anyhow::Context as _;
-use hyper::Uri;
 use serde::Deserialize;
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{process::ExitCode, time::Duration};
 
 /// Show what the detectors claim, the worst first: which process trees and containers leak memory, how fast, and when they
 /// will be at their limit.
@@ -52,16 +46,7 @@ struct Finding {
 const NOTICE: &str = "notice";
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let path = Uri::from_static("/v1/findings");
-    if arguments.json {
-        arguments.asked.ask(&path, None, &mut io::stdout())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut answer = Vec::new();
-    arguments.asked.ask(&path, None, &mut answer)?;
-    let answer: Answer = serde_json::from_slice(&answer).context("the agent's answer is not understood")?;
-    written(io::stdout().write_all(show(&answer, arguments.all).as_bytes()))?;
-    Ok(ExitCode::SUCCESS)
+    arguments.asked.print("/v1/findings", arguments.json, |answer| show(answer, arguments.all))
 }
 
 fn show(answer: &Answer, all: bool) -> String {

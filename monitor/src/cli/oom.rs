@@ -1,15 +1,9 @@
 //! `monitor oom`: why the kernel killed processes, for people.
 
-use super::{query::Asked, written};
+use super::query::Asked;
 use crate::{output, units::human_bytes, units::human_duration};
-use anyhow::Context as _;
-use hyper::Uri;
 use serde::Deserialize;
-use std::{
-    io::{self, Write as _},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{process::ExitCode, time::Duration};
 
 /// Show why the kernel killed processes for want of memory, the latest first: whose limit was reached, who grew into it in the
 /// ten minutes before, and whom it hit. The last 32 are kept; with oom.directory each in a file.
@@ -69,16 +63,7 @@ struct Point {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
-    let path = Uri::from_static("/v1/oom");
-    if arguments.json {
-        arguments.asked.ask(&path, None, &mut io::stdout())?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut answer = Vec::new();
-    arguments.asked.ask(&path, None, &mut answer)?;
-    let answer: Answer = serde_json::from_slice(&answer).context("the agent's answer is not understood")?;
-    written(io::stdout().write_all(show(&answer).as_bytes()))?;
-    Ok(ExitCode::SUCCESS)
+    arguments.asked.print("/v1/oom", arguments.json, show)
 }
 
 fn show(answer: &Answer) -> String {

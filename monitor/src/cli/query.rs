@@ -15,6 +15,7 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use std::{
     future::poll_fn,
     io::{self, IsTerminal as _, Write},
@@ -74,6 +75,25 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<ExitCode> {
 }
 
 impl Asked {
+    /// Asks for a path, and prints the answer as it comes, or what `show` makes of it.
+    pub(super) fn print<T: DeserializeOwned>(
+        &self,
+        path: &'static str,
+        json: bool,
+        show: impl FnOnce(&T) -> String,
+    ) -> anyhow::Result<ExitCode> {
+        let path = Uri::from_static(path);
+        if json {
+            self.ask(&path, None, &mut io::stdout())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        let mut answer = Vec::new();
+        self.ask(&path, None, &mut answer)?;
+        let answer = serde_json::from_slice(&answer).context("the agent's answer is not understood")?;
+        written(io::stdout().write_all(show(&answer).as_bytes()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+
     /// Asks for a path, and writes the answer to `out`, by the printer where there is one.
     pub(super) fn ask(&self, path: &Uri, printer: Option<Pretty>, out: &mut impl Write) -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
