@@ -2,10 +2,7 @@
 //! handed immutable snapshots.
 
 use crate::{
-    alert::{
-        Alert, Alerts, Standing,
-        oom::{BlackBox, Stories},
-    },
+    alert::Alert,
     collect::{
         Collector,
         cgroup::CgroupFiles,
@@ -17,13 +14,13 @@ use crate::{
         node::{Node, Polled},
     },
     config::Config,
-    detect::{Findings, Watch},
     doctor,
     event::{Event, Kind},
     event_log::{DEFAULT_CAPACITY, EventLog},
     history::{Identity, Limits, Origin, Recorder},
     ids::{ProcessKey, Tgid},
     kernel::{attach::Loader, support::Support},
+    learned::LearnedFile,
     mark::Told,
     model::{Model, Retention, snapshot::Snapshot},
     notify::{self, Sinks},
@@ -31,6 +28,7 @@ use crate::{
         console::{Console, Form, Ticks},
         timeseries::TimeSeries,
     },
+    picture::{Judges, Picture},
     privileges,
     sample::Sample,
     serve, service,
@@ -75,9 +73,9 @@ pub struct Claims {
 /// Somebody in this process who reads along, and ends the agent, which leaves signals and the service manager to them.
 #[derive(Debug)]
 pub struct Companion {
-    /// Is handed the snapshots once everything is attached and the sockets answer.
-    pub ready: oneshot::Sender<watch::Receiver<Arc<Snapshot>>>,
-    /// Ends the agent when it is sent to, or dropped. All that happened until then is in the last snapshot.
+    /// Is handed the pictures once everything is attached and the sockets answer.
+    pub ready: oneshot::Sender<watch::Receiver<Arc<Picture>>>,
+    /// Ends the agent when it is sent to, or dropped. All that happened until then is in the last picture.
     pub end: oneshot::Receiver<()>,
 }
 
@@ -108,24 +106,20 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
         privileges::keep_needed().context("cannot lay down capabilities")?;
     }
     give_back_memory();
+    agent.learned = LearnedFile::open(&config, &mut agent.judges.alerts)?;
     // Their threads have the capabilities that this one has by now.
     let sinks = Sinks::start(&config)?;
 
-    let (snapshots, latest) = watch::channel(Arc::new(agent.begin()));
-    let (findings, latest_findings) = watch::channel(Arc::new(Findings::default()));
-    let (standing, latest_standing) = watch::channel(Arc::new(Standing::default()));
-    let (stories, latest_stories) = watch::channel(Stories::default());
+    let first = Picture { snapshot: Arc::new(agent.begin()), ..Picture::default() };
+    let (pictures, latest) = watch::channel(Arc::new(first));
     let (shutdown, ending) = watch::channel(false);
     let (listener, for_workloads) = {
         let _waited_for_there = servers.enter();
         (claims.node.listen()?, claims.workloads.map(serve::Claim::listen).transpose()?)
     };
     let state = serve::State {
-        snapshots: latest.clone(),
-        findings: latest_findings,
-        alerts: latest_standing,
+        pictures: latest.clone(),
         sinks: sinks.status().into(),
-        stories: latest_stories,
         events: agent.events.clone(),
         doctor: agent.report.clone(),
         recording: agent.recorder.as_ref().map(Recorder::status),
@@ -149,11 +143,16 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
         consoles.into_iter().map(|console| servers.spawn(show(console, latest.clone(), ending.clone()))).collect();
 
     end.ready(latest);
-    agent.work(&config, &Published { snapshots, findings, standing, stories, sinks: &sinks }, &mut end).await;
+    let published = Published { pictures, sinks: &sinks, servers };
+    agent.work(&config, &published, &mut end).await;
+    drop(published);
     end.ending();
 
     shutdown.send_replace(true);
     sinks.finish();
+    if let Some(file) = agent.learned.take() {
+        file.finish(&agent.judges.alerts);
+    }
     if let Some(recorder) = agent.recorder.take() {
         recorder.finish();
     }
@@ -196,9 +195,8 @@ struct Agent {
     /// Of what clients post, that of each socket.
     inboxes: serve::Inboxes,
     workload_inboxes: serve::Inboxes,
-    watch: Watch,
-    alerts: Alerts,
-    black_box: BlackBox,
+    judges: Judges,
+    learned: Option<LearnedFile>,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to ask what was lost: each program answers by a system call.
@@ -210,11 +208,9 @@ struct Agent {
 
 /// Where readers find what is new.
 struct Published<'a> {
-    snapshots: watch::Sender<Arc<Snapshot>>,
-    findings: watch::Sender<Arc<Findings>>,
-    standing: watch::Sender<Arc<Standing>>,
-    stories: watch::Sender<Stories>,
+    pictures: watch::Sender<Arc<Picture>>,
     sinks: &'a Sinks,
+    servers: &'a Handle,
 }
 
 impl Agent {
@@ -251,9 +247,8 @@ impl Agent {
             timeseries,
             workload_inboxes: inboxes.beside(),
             inboxes,
-            watch: Watch::new(config.regression),
-            alerts: Alerts::new(config.thresholds, config.alerts.clone()),
-            black_box: BlackBox::default(),
+            judges: Judges::new(config),
+            learned: None,
             report: Arc::new(report),
             lost_before: 0,
             losses_at: Instant::now(),
@@ -341,19 +336,15 @@ impl Agent {
         if let Some(timeseries) = &mut self.timeseries {
             timeseries.take(&snapshot);
         }
-        // First, so that who has a snapshot has its findings.
-        let findings = self.watch.take(&snapshot, &resets);
-        let (standing, news) = self.alerts.take(&snapshot, &findings);
-        published.findings.send_replace(findings);
-        published.standing.send_replace(standing);
-        published.sinks.tell(&news);
-        let stories = self.black_box.take(&snapshot);
-        if !stories.is_empty() {
-            published.stories.send_replace(self.black_box.stories());
-            published.sinks.keep(&stories);
+        let time = snapshot.time;
+        let (picture, news) = self.judges.take(snapshot, &resets);
+        if let Some(file) = &mut self.learned {
+            file.keep(&self.judges.alerts, published.servers);
         }
-        news.iter().for_each(|alert| self.events.push(told(alert, snapshot.time)));
-        published.snapshots.send_replace(snapshot);
+        published.sinks.tell(&news.alerts);
+        published.sinks.keep(&news.stories);
+        news.alerts.iter().for_each(|alert| self.events.push(told(alert, time)));
+        published.pictures.send_replace(Arc::new(picture));
     }
 
     /// The snapshot of this tick, and the trees whose detectors begin anew with it.
@@ -483,7 +474,7 @@ enum End {
     /// A signal, or the deadline; the service manager is told.
     Signals([Signal; 3], Option<Instant>),
     /// A companion, who is told once that it is ready.
-    Companion(oneshot::Receiver<()>, Option<oneshot::Sender<watch::Receiver<Arc<Snapshot>>>>),
+    Companion(oneshot::Receiver<()>, Option<oneshot::Sender<watch::Receiver<Arc<Picture>>>>),
 }
 
 impl End {
@@ -494,11 +485,11 @@ impl End {
         Ok(Self::Signals(signals, run_for.map(|time| Instant::now() + time)))
     }
 
-    fn ready(&mut self, snapshots: watch::Receiver<Arc<Snapshot>>) {
+    fn ready(&mut self, pictures: watch::Receiver<Arc<Picture>>) {
         match self {
             Self::Signals(..) => service::ready(),
             // One who has gone has dropped the other end as well.
-            Self::Companion(_, ready) => drop(ready.take().map(|ready| ready.send(snapshots))),
+            Self::Companion(_, ready) => drop(ready.take().map(|ready| ready.send(pictures))),
         }
     }
 
@@ -536,7 +527,7 @@ impl End {
 }
 
 /// Shows snapshots until the end, or until nobody reads any more.
-async fn show(mut console: Console, mut snapshots: watch::Receiver<Arc<Snapshot>>, mut ending: watch::Receiver<bool>) {
+async fn show(mut console: Console, mut pictures: watch::Receiver<Arc<Picture>>, mut ending: watch::Receiver<bool>) {
     let mut open = true;
     let mut pace = match console.form() {
         Form::Table(interval) => Pace::Time(every(interval)),
@@ -545,7 +536,7 @@ async fn show(mut console: Console, mut snapshots: watch::Receiver<Arc<Snapshot>
     while open {
         tokio::select! {
             _ = ending.wait_for(|end| *end) => return,
-            next = pace.next(&mut snapshots) => {
+            next = pace.next(&mut pictures) => {
                 let Some(snapshot) = next else { return };
                 open = tokio::task::block_in_place(|| console.show(&snapshot)).is_ok();
             }
@@ -563,15 +554,15 @@ enum Pace {
 
 impl Pace {
     /// The next one to show; none when there will be no more.
-    async fn next(&mut self, snapshots: &mut watch::Receiver<Arc<Snapshot>>) -> Option<Arc<Snapshot>> {
+    async fn next(&mut self, pictures: &mut watch::Receiver<Arc<Picture>>) -> Option<Arc<Snapshot>> {
         match self {
             Self::Time(interval) => {
                 interval.tick().await;
-                Some(snapshots.borrow().clone())
+                Some(Arc::clone(&pictures.borrow().snapshot))
             }
             Self::Ticks(ticks) => loop {
-                snapshots.changed().await.ok()?;
-                let snapshot = snapshots.borrow_and_update().clone();
+                pictures.changed().await.ok()?;
+                let snapshot = Arc::clone(&pictures.borrow_and_update().snapshot);
                 if ticks.is_due(snapshot.number) {
                     return Some(snapshot);
                 }

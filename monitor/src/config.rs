@@ -92,6 +92,12 @@ pub struct Alerts {
     pub hold: Duration,
     /// The same of a GPU that has little to do.
     pub gpu_hold: Duration,
+    /// The same of what is not as it usually is.
+    pub deviation_hold: Duration,
+    /// On so many days an hour of the day must have been seen before what is usual in it is known.
+    pub learn_days: u32,
+    /// A file where it is kept what is usual; none where it is learned anew each time.
+    pub learned: Option<String>,
     /// For how long what is over is not told anew.
     pub cool_down: Duration,
     /// Whose alerts are not told: patterns for "RULE:SUBJECT" or a subject's name.
@@ -148,6 +154,8 @@ pub struct Thresholds {
     pub alert_leak: bool,
     /// Whether it is told whom the kernel killed for want of memory.
     pub alert_oom_kill: bool,
+    /// Whether it is learned what is usual, and told what is not.
+    pub alert_deviation: bool,
     /// A GPU has little to do when it works for less than this share of the time, 0–1.
     pub gpu_util: f64,
     /// Memory is short when more than this share of it is not available, 0–1.
@@ -164,6 +172,8 @@ pub struct Thresholds {
     pub memory_stall: f64,
     /// Faults that may wait for a disk, per second.
     pub major_faults: f64,
+    /// What is so many spreads away from its usual level is not usual.
+    pub deviation: f64,
 }
 
 /// How memory's growth with requests is judged, by the model server's document.
@@ -311,15 +321,20 @@ impl Default for Config {
                 alert_gpu_lost: true,
                 alert_leak: true,
                 alert_oom_kill: true,
+                alert_deviation: false,
                 gpu_memory: 0.9,
                 memory_warning: 0.8,
                 memory_stall: 0.1,
                 major_faults: 100.0,
+                deviation: 6.0,
             },
             alerts: Alerts {
                 enabled: true,
                 hold: Duration::from_secs(10),
                 gpu_hold: Duration::from_secs(60),
+                deviation_hold: Duration::from_secs(15 * 60),
+                learn_days: 3,
+                learned: None,
                 cool_down: Duration::from_secs(300),
                 silence: Vec::new(),
                 log: true,

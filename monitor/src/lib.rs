@@ -4,6 +4,7 @@
 
 pub mod units;
 pub mod pattern;
+pub mod durable;
 pub mod ids;
 pub mod time;
 pub mod constant;
@@ -29,11 +30,13 @@ pub mod model;
 pub mod detect;
 pub mod alert;
 pub mod advise;
+pub mod picture;
 pub mod history;
 pub mod collect;
 pub mod doctor;
 pub mod serve;
 pub mod output;
 pub mod notify;
+pub mod learned;
 pub mod agent;
 pub mod cli;

@@ -1,5 +1,6 @@
 //! What an alert rests on: the numbers behind its words.
 
+use super::usual::Metric;
 use crate::{detect, ids::Tgid};
 use serde::Serialize;
 use std::sync::Arc;
@@ -18,6 +19,8 @@ pub enum Evidence {
     Finding(detect::Evidence),
     /// The victim.
     Oom(OomEvidence),
+    /// How it is, and how it usually is.
+    Deviation(Deviation),
 }
 
 /// A process tree, in few words: alerts go to other machines, and command lines may hold what is nobody's business there.
@@ -150,4 +153,19 @@ pub struct OomEvidence {
     pub command: String,
     /// How many were killed in its cgroup lately.
     pub kills: u64,
+}
+
+/// How something is, and how it usually is at this time of day.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Deviation {
+    /// Which number, and its unit.
+    pub metric: Metric,
+    /// Its mean over the last minute.
+    pub value: f64,
+    /// What it usually is.
+    pub level: f64,
+    /// By how much it usually differs from that: a standard deviation, or what is too little to matter.
+    pub spread: f64,
+    /// Days on which that was learned.
+    pub days: u32,
 }

@@ -1,6 +1,6 @@
 //! How something stands in one tick, against what it should be.
 
-use super::{evidence::Evidence, rule::Rule};
+use super::{evidence::Evidence, rule::Rule, usual::Metric};
 use crate::{
     detect::{Severity, Subject},
     ids::{CgroupId, ProcessKey},
@@ -17,6 +17,8 @@ pub(super) enum Key {
     Tree(ProcessKey),
     /// A GPU, by its name for good or else its number.
     Gpu(String),
+    /// One number of somebody's.
+    Metric(Metric, Box<Self>),
 }
 
 /// A level. Its mean over the time for which it must hold is compared with the threshold.

@@ -13,12 +13,15 @@ mod memory;
 pub mod oom;
 mod rule;
 mod sink_status;
+mod usual;
 
 pub use evidence::{
-    Cause, Causes, Evidence, GpuEvidence, IoEvidence, MemoryEvidence, OomEvidence, TreeMemory, TreeName, TreeOnDevice,
+    Cause, Causes, Deviation, Evidence, GpuEvidence, IoEvidence, MemoryEvidence, OomEvidence, TreeMemory, TreeName,
+    TreeOnDevice,
 };
 pub use rule::Rule;
 pub use sink_status::SinkStatus;
+pub use usual::{Learned, Metric};
 
 use crate::{
     config::{self, Thresholds},
@@ -35,6 +38,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use usual::Usual;
 
 /// So many are kept in mind at most, of those that are or were lately beyond their thresholds.
 const MOST: usize = 1024;
@@ -107,6 +111,8 @@ pub struct Alerts {
     tracked: HashMap<(Rule, Key), Tracked>,
     recent: io::Recent,
     idle: gpu::Idle,
+    /// What is usual; none where that is not learned.
+    usual: Option<Usual>,
     /// Those that were over lately, the latest last.
     over: Vec<Arc<Alert>>,
 }
@@ -130,7 +136,21 @@ impl Alerts {
     pub fn new(thresholds: Thresholds, settings: config::Alerts) -> Self {
         let idle = gpu::Idle::new(settings.gpu_hold);
         let (tracked, recent, over) = (HashMap::new(), io::Recent::default(), Vec::new());
-        Self { thresholds, settings, tracked, recent, idle, over }
+        let mut this = Self { thresholds, settings, tracked, recent, idle, usual: None, over };
+        this.remember(Learned::default());
+        this
+    }
+
+    /// Goes on with what was learned before, where anything is to be.
+    pub fn remember(&mut self, learned: Learned) {
+        let is_on = self.settings.enabled && Rule::Deviation.is_on(&self.thresholds);
+        let (days, threshold) = (self.settings.learn_days, self.thresholds.deviation);
+        self.usual = is_on.then(|| Usual::new(days, threshold, learned, BootTime::wall));
+    }
+
+    /// What was learned of what is usual; none where nothing is to be.
+    pub fn learned(&self) -> Option<Learned> {
+        self.usual.as_ref().map(Usual::learned)
     }
 
     /// Takes in a snapshot and what the detectors claim after it. Tells how all stand, and which began, became worse or were over
@@ -140,6 +160,7 @@ impl Alerts {
             return (Arc::new(Standing { time: snapshot.time, ..Standing::default() }), Vec::new());
         }
         let (mut recent, mut idle) = (std::mem::take(&mut self.recent), std::mem::take(&mut self.idle));
+        let mut usual = self.usual.take();
         recent.take(snapshot);
         idle.take(snapshot);
         let thresholds = self.thresholds;
@@ -156,7 +177,10 @@ impl Alerts {
         gpu::each(snapshot, &idle, &thresholds, &mut show);
         each_leak(findings, &mut show);
         each_kill(snapshot, &mut show);
-        (self.recent, self.idle) = (recent, idle);
+        if let Some(usual) = &mut usual {
+            usual.each(snapshot, &subjects, &mut show);
+        }
+        (self.recent, self.idle, self.usual) = (recent, idle, usual);
         self.end_others(snapshot, &mut news);
         (Arc::new(self.standing(snapshot.time, left_out)), news)
     }
@@ -248,6 +272,7 @@ impl Alerts {
     fn hold(&self, rule: Rule) -> Duration {
         match rule {
             Rule::GpuUnderutilization => self.settings.gpu_hold,
+            Rule::Deviation => self.settings.deviation_hold,
             // Detectors have taken their time.
             Rule::Leak | Rule::GpuLost | Rule::OomKill => Duration::ZERO,
             _ => self.settings.hold,

@@ -163,7 +163,7 @@ pub struct BlackBox {
     killed: Vec<Vec<Arc<Process>>>,
     /// What processes touched in that tick, in bytes, where somebody was killed.
     touched: HashMap<ProcessKey, u64>,
-    stories: VecDeque<Arc<Story>>,
+    stories: Stories,
 }
 
 /// What is kept of a cgroup.
@@ -202,10 +202,10 @@ impl BlackBox {
         if !self.killed.is_empty() {
             self.touch(snapshot);
         }
-        for story in &news {
-            self.stories.push_front(Arc::clone(story));
+        if !news.is_empty() {
+            let all = news.iter().rev().chain(self.stories.iter()).cloned();
+            self.stories = Arc::new(all.take(MOST_STORIES).collect());
         }
-        self.stories.truncate(MOST_STORIES);
         if snapshot.time >= self.due {
             self.due = BootTime(snapshot.time.0 + EVERY.as_nanos() as u64);
             self.keep(snapshot);
@@ -215,7 +215,7 @@ impl BlackBox {
 
     /// All that is kept, the latest first.
     pub fn stories(&self) -> Stories {
-        Arc::new(self.stories.iter().cloned().collect())
+        Arc::clone(&self.stories)
     }
 
     /// Adds what processes touched in a tick.

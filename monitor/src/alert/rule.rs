@@ -29,11 +29,13 @@ pub enum Rule {
     Leak,
     /// The kernel killed a process for want of memory.
     OomKill,
+    /// It is not as it usually is at this time of day.
+    Deviation,
 }
 
 impl Rule {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::IoBottleneck,
         Self::MemoryPressure,
         Self::MemoryStall,
@@ -45,6 +47,7 @@ impl Rule {
         Self::GpuLost,
         Self::Leak,
         Self::OomKill,
+        Self::Deviation,
     ];
 
     /// Its name, as answers, messages and silences have it; with `alert_` before it, the setting that switches it off.
@@ -61,6 +64,7 @@ impl Rule {
             Self::GpuLost => "gpu_lost",
             Self::Leak => "leak",
             Self::OomKill => "oom_kill",
+            Self::Deviation => "deviation",
         }
     }
 
@@ -78,6 +82,7 @@ impl Rule {
             Self::GpuLost => thresholds.alert_gpu_lost,
             Self::Leak => thresholds.alert_leak,
             Self::OomKill => thresholds.alert_oom_kill,
+            Self::Deviation => thresholds.alert_deviation,
         }
     }
 }

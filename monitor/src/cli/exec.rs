@@ -13,7 +13,7 @@ use crate::{
     agent::{self, Companion},
     config::Config,
     ids::Tgid,
-    model::snapshot::Snapshot,
+    picture::Picture,
 };
 use anyhow::{Context as _, bail};
 use command::{Ended, Held};
@@ -142,14 +142,14 @@ async fn watch(
     claims: agent::Claims,
     servers: tokio::runtime::Handle,
 ) -> anyhow::Result<Result<Watched, io::Error>> {
-    let (ready, snapshots) = oneshot::channel();
+    let (ready, pictures) = oneshot::channel();
     let (end, told_to_end) = oneshot::channel();
     let regression = config.regression;
     let agent = agent::run_beside(Companion { ready, end: told_to_end }, config, claims, &servers);
     let command = async {
         // Where the agent could not start, it says why.
-        let Ok(snapshots) = snapshots.await else { return Ok(None) };
-        accompany(held, regression, snapshots, end).await.map(Some)
+        let Ok(pictures) = pictures.await else { return Ok(None) };
+        accompany(held, regression, pictures, end).await.map(Some)
     };
     let (agent, command) = tokio::join!(agent, command);
     match command? {
@@ -170,10 +170,10 @@ async fn watch(
 async fn accompany(
     held: Held,
     regression: crate::detect::Settings,
-    mut snapshots: watch::Receiver<Arc<Snapshot>>,
+    mut pictures: watch::Receiver<Arc<Picture>>,
     end: oneshot::Sender<()>,
 ) -> anyhow::Result<Result<Watched, io::Error>> {
-    let first = snapshots.borrow_and_update().clone();
+    let first = Arc::clone(&pictures.borrow_and_update().snapshot);
     let story = Story::begin(regression, Tgid(std::process::id()), Tgid(held.pid()), first);
     let mut story = story.context("the agent does not see the command's process, so it was not begun")?;
     let (start, clock) = (SystemTime::now(), Instant::now());
@@ -184,15 +184,15 @@ async fn accompany(
         loop {
             tokio::select! {
                 ended = &mut ended => break ended.context("cannot wait for the command")?,
-                Ok(()) = snapshots.changed() => story.take(snapshots.borrow_and_update().clone()),
+                Ok(()) = pictures.changed() => story.take(Arc::clone(&pictures.borrow_and_update().snapshot)),
             }
         }
     };
     let duration = clock.elapsed();
     // It takes one more snapshot.
     drop(end);
-    while snapshots.changed().await.is_ok() {
-        story.take(snapshots.borrow_and_update().clone());
+    while pictures.changed().await.is_ok() {
+        story.take(Arc::clone(&pictures.borrow_and_update().snapshot));
     }
     Ok(match command.refusal() {
         Some(refusal) => Err(refusal),

@@ -150,6 +150,9 @@ fn general() -> Vec<Key> {
         key(None, "alert_oom_kill", "tell whom the kernel killed for want of memory", |c| {
             Slot::Switch(&mut c.thresholds.alert_oom_kill)
         }),
+        key(None, "alert_deviation", "learn what is usual at each time of day, and tell what is not", |c| {
+            Slot::Switch(&mut c.thresholds.alert_deviation)
+        }),
         key(
             None,
             "gpu_util_threshold",
@@ -182,6 +185,12 @@ fn general() -> Vec<Key> {
             Slot::Number(&mut c.thresholds.major_faults, 0.0..=1e9)
         }),
         key(
+            None,
+            "deviation_threshold",
+            "what is so many times its usual spread away from its usual level is not usual",
+            |c| Slot::Number(&mut c.thresholds.deviation, 0.1..=1000.0),
+        ),
+        key(
             Some("oom"),
             "directory",
             "a directory to keep a file in for each time that the kernel kills for want of memory; empty for none",
@@ -196,6 +205,18 @@ fn general() -> Vec<Key> {
         }),
         key(Some("alerts"), "gpu_hold", "how long a GPU must have little to do to be told", |c| {
             Slot::Duration(&mut c.alerts.gpu_hold, Duration::ZERO..=24 * HOUR)
+        }),
+        key(Some("alerts"), "deviation_hold", "how long something must not be as it usually is to be told", |c| {
+            Slot::Duration(&mut c.alerts.deviation_hold, Duration::ZERO..=24 * HOUR)
+        }),
+        key(
+            Some("alerts"),
+            "learn_days",
+            "on how many days an hour of the day must have been seen before it is known what is usual in it",
+            |c| Slot::Count(&mut c.alerts.learn_days, 1..=14),
+        ),
+        key(Some("alerts"), "learned", "a file to keep what is usual in, for the next start; empty for none", |c| {
+            Slot::Name(&mut c.alerts.learned)
         }),
         key(Some("alerts"), "cool_down", "how long what is over is not told anew", |c| {
             Slot::Duration(&mut c.alerts.cool_down, Duration::ZERO..=24 * HOUR)

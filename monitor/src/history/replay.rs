@@ -7,16 +7,12 @@ use super::{
     moment, store,
 };
 use crate::{
-    alert::{
-        Alerts, Standing,
-        oom::{BlackBox, Stories},
-    },
     config::Config,
-    detect::{Findings, Watch},
     event::Event,
     event_log::EventLog,
     ids::ProcessKey,
     model::{Model, snapshot::Snapshot},
+    picture::{Judges, Picture},
     sample::Sample,
 };
 use std::{
@@ -53,14 +49,8 @@ struct Frame {
 pub struct Recorded {
     /// Who recorded.
     pub origin: Origin,
-    /// The snapshot.
-    pub snapshot: Arc<Snapshot>,
-    /// What the detectors claimed, by the snapshots that were played.
-    pub findings: Arc<Findings>,
-    /// What was out of the ordinary, by the same, and by the thresholds that nobody has set.
-    pub alerts: Arc<Standing>,
-    /// Why processes were killed for want of memory, by the same.
-    pub stories: Stories,
+    /// The snapshot, and what is concluded from those that were played, by the thresholds that nobody has set.
+    pub picture: Arc<Picture>,
     /// What happened until then.
     pub events: Arc<EventLog>,
 }
@@ -128,8 +118,8 @@ impl Recording {
     /// It cannot be read, or what is written is not understood.
     pub fn for_each_snapshot(&self, mut look: impl FnMut(u64, &Snapshot)) -> Result<(), Error> {
         self.play(&self.frames, &mut Player::new(), |player, time_ns| {
-            if let (Some(time_ns), Some(snapshot)) = (time_ns, player.snapshot.take()) {
-                look(time_ns, &snapshot);
+            if let (Some(time_ns), Some(picture)) = (time_ns, player.picture.take()) {
+                look(time_ns, &picture.snapshot);
             }
         })
     }
@@ -215,31 +205,22 @@ struct Player {
     books: Books,
     stage: Option<(Origin, Model)>,
     last: Arc<Sample>,
-    snapshot: Option<Snapshot>,
     resets: Vec<ProcessKey>,
-    watch: Watch,
-    findings: Arc<Findings>,
-    alerts: Alerts,
-    standing: Arc<Standing>,
-    black_box: BlackBox,
+    judges: Judges,
+    picture: Option<Picture>,
     events: EventLog,
 }
 
 impl Player {
     fn new() -> Self {
-        let Config { thresholds, alerts, .. } = Config::default();
         Self {
             chain: Chain::default(),
             books: Books::default(),
             stage: None,
             last: Arc::default(),
-            snapshot: None,
             resets: Vec::new(),
-            watch: Watch::default(),
-            findings: Arc::default(),
-            alerts: Alerts::new(thresholds, alerts),
-            standing: Arc::default(),
-            black_box: BlackBox::default(),
+            judges: Judges::new(&Config::default()),
+            picture: None,
             events: EventLog::new(EVENTS),
         }
     }
@@ -279,25 +260,16 @@ impl Player {
                 model.forget(&harvest);
             }
             Entry::Snapshot => {
-                let snapshot = model.snapshot(&self.last);
-                self.findings = self.watch.take(&snapshot, &mem::take(&mut self.resets));
-                (self.standing, _) = self.alerts.take(&snapshot, &self.findings);
-                self.black_box.take(&snapshot);
-                self.snapshot = Some(snapshot);
+                let snapshot = Arc::new(model.snapshot(&self.last));
+                let (picture, _) = self.judges.take(snapshot, &mem::take(&mut self.resets));
+                self.picture = Some(picture);
             }
         }
         Ok(())
     }
 
     fn recorded(self) -> Option<Recorded> {
-        let ((origin, _), snapshot) = (self.stage?, self.snapshot?);
-        Some(Recorded {
-            origin,
-            snapshot: Arc::new(snapshot),
-            findings: self.findings,
-            alerts: self.standing,
-            stories: self.black_box.stories(),
-            events: Arc::new(self.events),
-        })
+        let ((origin, _), picture) = (self.stage?, self.picture?);
+        Some(Recorded { origin, picture: Arc::new(picture), events: Arc::new(self.events) })
     }
 }

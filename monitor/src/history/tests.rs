@@ -195,8 +195,8 @@ fn replayed(recording: &Recording, from_end: usize) -> (String, usize) {
     let recorded = recording.replay(at, true).unwrap();
     assert_eq!(recorded.origin.agent, origin().agent);
     let quick = recording.replay(at, false).unwrap();
-    assert_eq!(text(&quick.snapshot), text(&recorded.snapshot));
-    (text(&recorded.snapshot), recorded.events.recent().len())
+    assert_eq!(text(&quick.picture.snapshot), text(&recorded.picture.snapshot));
+    (text(&recorded.picture.snapshot), recorded.events.recent().len())
 }
 
 #[test]
@@ -294,7 +294,7 @@ fn played(bytes: &[u8]) -> Result<String, Error> {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.rec");
     fs::write(&path, bytes).unwrap();
-    Ok(text(&Recording::open(&path)?.replay(At::End, true)?.snapshot))
+    Ok(text(&Recording::open(&path)?.replay(At::End, true)?.picture.snapshot))
 }
 
 proptest! {
@@ -345,7 +345,7 @@ fn recordings_of_this_format_stay_readable() {
     }
     let recording = Recording::open(&path).unwrap();
     let recorded = recording.replay(At::End, true).unwrap();
-    let snapshot = &recorded.snapshot;
+    let snapshot = &recorded.picture.snapshot;
     assert_eq!((snapshot.time, &*recorded.origin.agent.version), (BootTime(6 * SECOND), "7.8.9"));
     assert_eq!(snapshot.host.totals.user_faults(), (1..=6).map(|age| 3 * age.min(5) + 7).sum::<u64>());
     let names: Vec<_> = snapshot.processes.iter().map(|process| (process.id.tgid.0, &*process.command_line)).collect();

@@ -1,13 +1,12 @@
 //! Files that tell why the kernel killed: one for each time, the oldest make room for the newest.
 
-use crate::{alert::oom::Story, config};
+use crate::{alert::oom::Story, config, durable};
 use anyhow::Context as _;
 use serde_json::json;
 use std::{
     ffi::OsString,
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs, io,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -72,11 +71,7 @@ fn write(directory: &Path, story: &Story, host: &str, keep: usize) -> io::Result
     let pid = story.victims.first().map(|victim| victim.pid.0).unwrap_or_default();
     // In order of time, by name.
     let name = format!("oom-{}-{pid}.json", time.replace(':', ""));
-    let part = directory.join(format!(".{name}"));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(&part)?;
-    file.write_all(&serde_json::to_vec_pretty(&whole).map_err(io::Error::other)?)?;
-    file.sync_all()?;
-    fs::rename(&part, directory.join(&name))?;
+    durable::replace(&directory.join(&name), &serde_json::to_vec_pretty(&whole).map_err(io::Error::other)?, 0o640)?;
     let is_ours =
         |name: &OsString| name.to_str().is_some_and(|name| name.starts_with("oom-") && name.ends_with(".json"));
     let mut ours: Vec<_> = fs::read_dir(directory)?.flatten().map(|entry| entry.file_name()).filter(is_ours).collect();

@@ -58,10 +58,10 @@ pub(super) fn marked(
 
 /// The caller's own process, in the first snapshot that has it: one that began after the last tick waits for the next.
 async fn itself(shared: &Shared, id: ProcessId) -> Result<(Arc<Snapshot>, Arc<Process>), Problem> {
-    let mut snapshots = shared.snapshots.clone();
-    let known = snapshots.wait_for(|snapshot| snapshot.process(id.key()).is_some());
+    let mut pictures = shared.pictures.clone();
+    let known = pictures.wait_for(|picture| picture.snapshot.process(id.key()).is_some());
     let snapshot =
-        timeout(shared.patience, known).await.ok().and_then(Result::ok).map(|snapshot| Arc::clone(&snapshot));
+        timeout(shared.patience, known).await.ok().and_then(Result::ok).map(|picture| Arc::clone(&picture.snapshot));
     let found = snapshot.and_then(|snapshot| Some((Arc::clone(snapshot.process(id.key())?), snapshot)));
     let (process, snapshot) = found.ok_or_else(|| {
         let detail = format!("process {}, which asks, is in no snapshot yet: ask again after the next tick", id.tgid);

@@ -17,6 +17,7 @@ use crate::{
         totals::{BlockIo, Histogram, Operation, Rates, Totals},
         usage::{CgroupUsage, HostUsage, Limit, Peak, TreeUsage},
     },
+    picture::Picture,
     reading::{CgroupReading, HostMemory, HostReading, MemoryReading},
     sample::Runtime,
     source::Source,
@@ -68,6 +69,11 @@ pub(crate) fn snapshot() -> Snapshot {
         coverage: Arc::new(coverage()),
         cost: Arc::new(cost()),
     }
+}
+
+/// All of that machine, though its parts are not of one moment.
+pub(crate) fn picture(snapshot: Snapshot) -> Picture {
+    Picture { snapshot: Arc::new(snapshot), findings: findings(), alerts: alerts(), stories: stories() }
 }
 
 /// What is claimed after eleven minutes in which the first tree grew by a mebibyte a second.

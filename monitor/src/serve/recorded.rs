@@ -13,16 +13,12 @@ use tower::ServiceExt as _;
 
 /// What the agent that recorded would have answered at that moment. Only what is told of the answering itself differs.
 pub async fn answer_recorded(recorded: Recorded, path: &Uri) -> Response {
-    let Recorded { origin, snapshot, findings, alerts, stories, events } = recorded;
-    let ((_, snapshots), (_, findings)) = (watch::channel(snapshot), watch::channel(findings));
-    let ((_, alerts), (_, shutdown)) = (watch::channel(alerts), watch::channel(true));
+    let Recorded { origin, picture, events } = recorded;
+    let ((_, pictures), (_, shutdown)) = (watch::channel(picture), watch::channel(true));
     let config = Config::default();
     let shared = Shared {
-        snapshots,
-        findings,
-        alerts,
+        pictures,
         sinks: Arc::default(),
-        stories: watch::channel(stories).1,
         events,
         doctor: origin.doctor.into(),
         origin: Origin::Recorded(origin.agent),

@@ -16,12 +16,12 @@ use super::{
     view::WholeHostView,
 };
 use crate::{
-    alert::{SinkStatus, Standing, oom::Stories},
-    detect::Findings,
+    alert::SinkStatus,
     event_log::EventLog,
     gpu::Gpu,
     history::{Identity, Status},
     model::snapshot::{BlockDevice, Cgroup, Process, Snapshot, Tree},
+    picture::Picture,
     time::BootTime,
 };
 use axum::{
@@ -84,11 +84,8 @@ pub(super) const RESET: &str = "/v1/detectors/reset";
 /// What the endpoints answer from.
 #[derive(Clone)]
 pub(super) struct Shared {
-    pub(super) snapshots: watch::Receiver<Arc<Snapshot>>,
-    pub(super) findings: watch::Receiver<Arc<Findings>>,
-    pub(super) alerts: watch::Receiver<Arc<Standing>>,
+    pub(super) pictures: watch::Receiver<Arc<Picture>>,
     pub(super) sinks: Arc<[Arc<SinkStatus>]>,
-    pub(super) stories: watch::Receiver<Stories>,
     pub(super) events: Arc<EventLog>,
     /// The doctor's report as JSON: it does not change, but for how GPUs stand, which is added.
     pub(super) doctor: Bytes,
@@ -117,8 +114,12 @@ pub(super) enum Origin {
 }
 
 impl Shared {
+    pub(super) fn picture(&self) -> Arc<Picture> {
+        Arc::clone(&self.pictures.borrow())
+    }
+
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
-        Arc::clone(&self.snapshots.borrow())
+        Arc::clone(&self.pictures.borrow().snapshot)
     }
 
     /// When this is answered; in a recording, when it would have been.
@@ -219,16 +220,18 @@ async fn health(State(shared): State<Shared>, given: Given) -> Result<Response, 
 
 async fn exposition(State(shared): State<Shared>, headers: HeaderMap, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
-    let snapshot = shared.snapshot();
+    let picture = shared.picture();
+    let snapshot = &picture.snapshot;
     let format = Format::accepted(headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()));
-    let (now, health) = (shared.now(&snapshot), shared.health(&snapshot));
+    let (now, health) = (shared.now(snapshot), shared.health(snapshot));
     let teller = Teller {
         version: health.version(),
         is_healthy: health.is_well(),
         uptime: now.since(snapshot.since),
         age: now.since(snapshot.time),
+        sinks: &shared.sinks,
     };
-    let text = metrics::exposition(&snapshot, teller, shared.metrics_top, format);
+    let text = metrics::exposition(&picture, teller, shared.metrics_top, format);
     Ok(([(header::CONTENT_TYPE, format.media_type())], text).into_response())
 }
 
@@ -239,20 +242,18 @@ async fn snapshot(State(shared): State<Shared>, given: Given) -> Result<Response
 
 async fn findings(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
-    let findings = Arc::clone(&shared.findings.borrow());
-    Ok(answer::document(&FindingsView::of(&findings)))
+    Ok(answer::document(&FindingsView::of(&shared.picture().findings)))
 }
 
 async fn alerts(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
-    let standing = Arc::clone(&shared.alerts.borrow());
-    Ok(answer::document(&AlertsView::of(&standing, &shared.sinks)))
+    Ok(answer::document(&AlertsView::of(&shared.picture().alerts, &shared.sinks)))
 }
 
 async fn oom(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
     select::no_parameters(given.parameters())?;
-    let (snapshot, stories) = (shared.snapshot(), Arc::clone(&shared.stories.borrow()));
-    Ok(answer::document(&json!({ "time_ns": snapshot.time, "stories": *stories })))
+    let picture = shared.picture();
+    Ok(answer::document(&json!({ "time_ns": picture.snapshot.time, "stories": *picture.stories })))
 }
 
 async fn host(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {

@@ -7,9 +7,7 @@ use super::{
     problem::Problem,
     routes::{self, Origin, Shared},
 };
-use crate::{
-    alert, collect::descriptors, detect::Findings, doctor, event_log::EventLog, history, model::snapshot::Snapshot,
-};
+use crate::{alert::SinkStatus, collect::descriptors, doctor, event_log::EventLog, history, picture::Picture};
 use axum::{
     Extension, Router,
     body::{Body, Bytes},
@@ -81,16 +79,10 @@ struct Pace {
 /// What is served.
 #[derive(Clone)]
 pub struct State {
-    /// The latest snapshot.
-    pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// What the detectors claim.
-    pub findings: watch::Receiver<Arc<Findings>>,
-    /// What is out of the ordinary.
-    pub alerts: watch::Receiver<Arc<alert::Standing>>,
-    /// Who is told of that.
-    pub sinks: Arc<[Arc<alert::SinkStatus>]>,
-    /// Why processes were killed for want of memory.
-    pub stories: watch::Receiver<alert::oom::Stories>,
+    /// All that is known after the last tick.
+    pub pictures: watch::Receiver<Arc<Picture>>,
+    /// Who is told of alerts.
+    pub sinks: Arc<[Arc<SinkStatus>]>,
     /// The moments.
     pub events: Arc<EventLog>,
     /// What the host offers and how it was used.
@@ -139,38 +131,12 @@ impl State {
             log::error!("the doctor's report cannot be written as JSON: {error}");
             b"{}".to_vec()
         });
-        let Self {
-            snapshots,
-            findings,
-            alerts,
-            sinks,
-            stories,
-            events,
-            recording,
-            metrics_top,
-            inboxes,
-            socket,
-            tick,
-            ..
-        } = self;
+        let Self { pictures, sinks, events, recording, metrics_top, inboxes, socket, tick, .. } = self;
         let (doctor, origin) = (Bytes::from(doctor), Origin::Live { recording, inboxes });
         let [least, most] = PATIENCE;
         let patience = (2 * tick).clamp(least, most);
         let shutdown = shutdown.clone();
-        Shared {
-            snapshots,
-            findings,
-            alerts,
-            sinks,
-            stories,
-            events,
-            doctor,
-            origin,
-            metrics_top,
-            socket,
-            patience,
-            shutdown,
-        }
+        Shared { pictures, sinks, events, doctor, origin, metrics_top, socket, patience, shutdown }
     }
 }
 

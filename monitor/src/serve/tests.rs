@@ -17,6 +17,7 @@ use crate::{
     ids::{CgroupId, ProcessId, TICK_NS, Tgid},
     mark::{Mark, Told, WAITING},
     model::snapshot::{Process, Resident, Snapshot},
+    picture::Picture,
     source::Source,
     tally::Tally,
     time::BootTime,
@@ -45,7 +46,7 @@ struct Server {
     inboxes: Inboxes,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
-    snapshots: watch::Sender<Arc<Snapshot>>,
+    pictures: watch::Sender<Arc<Picture>>,
     _directory: tempfile::TempDir,
 }
 
@@ -67,17 +68,14 @@ impl Server {
         let directory = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
         let socket = directory.path().join("m.sock");
         let listener = claim(&socket).listen().unwrap();
-        let (snapshots, receiver) = watch::channel(Arc::new(snapshot));
+        let (pictures, receiver) = watch::channel(Arc::new(fixtures::picture(snapshot)));
         let (stop, shutdown) = watch::channel(false);
         let (events, inboxes) = (Arc::new(EventLog::default()), Inboxes::default());
         let shared = Shared {
-            snapshots: receiver,
+            pictures: receiver,
             events: Arc::clone(&events),
             doctor: Bytes::from_static(b"{\"facts\":[]}"),
-            findings: watch::channel(fixtures::findings()).1,
-            alerts: watch::channel(fixtures::alerts()).1,
             sinks: [Arc::new(SinkStatus::of("log"))].into(),
-            stories: watch::channel(fixtures::stories()).1,
             origin: Origin::Live { recording: None, inboxes: inboxes.clone() },
             metrics_top: 20,
             socket: Path::new("/where/all/is.sock").into(),
@@ -85,7 +83,7 @@ impl Server {
             shutdown: shutdown.clone(),
         };
         let task = tokio::spawn(server::run(listener, shared, shutdown));
-        Self { socket, events, inboxes, stop, task, snapshots, _directory: directory }
+        Self { socket, events, inboxes, stop, task, pictures, _directory: directory }
     }
 
     async fn connect(&self) -> UnixStream {
@@ -242,7 +240,7 @@ async fn who_is_in_no_snapshot_yet_waits_for_the_next() {
     let (request, asked) = (format!("GET {STATS}"), Instant::now());
     let (answer, ()) = tokio::join!(server.ask(&request), async {
         tokio::time::sleep(Duration::from_millis(100)).await;
-        server.snapshots.send_replace(Arc::new(snapshot_with_us()));
+        server.pictures.send_replace(Arc::new(fixtures::picture(snapshot_with_us())));
     });
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert!(asked.elapsed() < Duration::from_secs(15));

@@ -11,14 +11,23 @@ pub(super) use openmetrics::Format;
 
 use super::{fields::Number, view::Context};
 use crate::{
+    alert::{self, Rule, SinkStatus, Standing},
     cost::Cost,
     coverage::{Coverage, Loss},
+    detect::Severity,
     model::{snapshot::Snapshot, usage::HostUsage},
+    picture::Picture,
     reading::{CpuTimes, HostMemory, Pressures, Stall},
     source::Source,
 };
 use openmetrics::{Exposition, Kind};
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 /// What of an answer no snapshot tells.
 #[derive(Clone, Copy, Debug)]
@@ -31,12 +40,16 @@ pub(super) struct Teller<'a> {
     pub(super) uptime: Duration,
     /// How old the snapshot is.
     pub(super) age: Duration,
+    /// Who is told of alerts.
+    pub(super) sinks: &'a [Arc<SinkStatus>],
 }
 
-/// A snapshot as text, with series of their own for at most `top` of each kind.
-pub(super) fn exposition(snapshot: &Snapshot, teller: Teller<'_>, top: usize, format: Format) -> String {
+/// A picture as text, with series of their own for at most `top` of each kind.
+pub(super) fn exposition(picture: &Picture, teller: Teller<'_>, top: usize, format: Format) -> String {
+    let snapshot = &*picture.snapshot;
     let (mut to, context) = (Exposition::new(format), Context::of(snapshot));
     agent(&mut to, teller, &snapshot.cost);
+    alerts(&mut to, &picture.alerts, teller.sinks);
     sources(&mut to, &snapshot.coverage);
     if let Some(usage) = &snapshot.host_usage {
         host(&mut to, usage);
@@ -75,6 +88,30 @@ fn agent(to: &mut Exposition, teller: Teller<'_>, cost: &Cost) {
     let mut seconds = to.family("monitor_program_measured_seconds", Kind::Counter, "Time that these runs took.");
     for program in &cost.programs {
         seconds.add(&[("program", &program.name)], program.measured_seconds);
+    }
+}
+
+/// How many alerts go on, by rule and severity: whom they are about is told by `/v1/alerts`, and by the sinks.
+fn alerts(to: &mut Exposition, standing: &Standing, sinks: &[Arc<SinkStatus>]) {
+    let firing = || standing.alerts.iter().filter(|alert| alert.state == alert::State::Firing);
+    let mut family = to.family("monitor_alerts", Kind::Gauge, "Alerts that go on, silenced ones too.");
+    for rule in Rule::ALL {
+        for severity in [Severity::Critical, Severity::Warning] {
+            let count = firing().filter(|alert| (alert.rule, alert.severity) == (rule, severity)).count();
+            family.add(&[("rule", rule.name()), ("severity", severity.name())], count as u64);
+        }
+    }
+    type Count = fn(&SinkStatus) -> &AtomicU64;
+    let counts: [(_, _, Count); 3] = [
+        ("monitor_alert_sink_sent", "Alerts and their ends that a sink was told.", |sink| &sink.sent),
+        ("monitor_alert_sink_failures", "Tries to tell it that failed.", |sink| &sink.failures),
+        ("monitor_alert_sink_dropped", "What it was never told.", |sink| &sink.dropped),
+    ];
+    for (name, help, count) in counts {
+        let mut family = to.family(name, Kind::Counter, help);
+        for sink in sinks {
+            family.add(&[("sink", sink.name)], count(sink).load(Relaxed));
+        }
     }
 }
 

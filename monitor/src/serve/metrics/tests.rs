@@ -2,6 +2,7 @@
 
 use super::{super::fixtures, Format, Teller, exposition};
 use crate::{
+    alert::{Rule, SinkStatus},
     coverage::State,
     ids::CgroupId,
     model::{
@@ -12,12 +13,17 @@ use crate::{
 };
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 
-const TELLER: Teller<'static> =
-    Teller { version: "1.2.3", is_healthy: false, uptime: Duration::from_secs(72), age: Duration::from_millis(250) };
+const TELLER: Teller<'static> = Teller {
+    version: "1.2.3",
+    is_healthy: false,
+    uptime: Duration::from_secs(72),
+    age: Duration::from_millis(250),
+    sinks: &[],
+};
 
 /// A sample as a reader has it.
 #[derive(Debug)]
@@ -57,7 +63,7 @@ fn sample(line: &str) -> Sample {
 }
 
 fn samples(snapshot: &Snapshot, top: usize) -> Vec<Sample> {
-    parse(&exposition(snapshot, TELLER, top, Format::OpenMetrics))
+    parse(&exposition(&fixtures::picture(snapshot.clone()), TELLER, top, Format::OpenMetrics))
 }
 
 /// The value of the sample with this name and, among its labels, this one's value.
@@ -192,4 +198,25 @@ fn what_is_not_known_has_no_sample() {
     assert!(
         !has(&told, "monitor_host_page_faults") && !has(&told, "monitor_block") && !has(&told, "monitor_source_lost")
     );
+}
+
+#[test]
+fn alerts_are_counted_by_rule_and_what_became_of_them_by_sink() {
+    let sinks = [Arc::new(SinkStatus::of("log")), Arc::new(SinkStatus::of("webhook"))];
+    sinks[1].dropped.store(3, Relaxed);
+    let picture = fixtures::picture(fixtures::snapshot());
+    let samples = parse(&exposition(&picture, Teller { sinks: &sinks, ..TELLER }, 20, Format::OpenMetrics));
+    let value = |name: &str, labels: &[(&str, &str)]| {
+        let fits = |sample: &&Sample| {
+            let has =
+                |(label, value): &(&str, &str)| sample.labels.iter().any(|(l, v)| (&**l, &**v) == (*label, *value));
+            sample.name == name && labels.iter().all(has)
+        };
+        samples.iter().find(fits).map(|sample| sample.value.as_str())
+    };
+    assert_eq!(value("monitor_alerts", &[("rule", "memory_pressure"), ("severity", "warning")]), Some("1"));
+    assert_eq!(value("monitor_alerts", &[("rule", "thrashing"), ("severity", "critical")]), Some("0"));
+    assert_eq!(samples.iter().filter(|sample| sample.name == "monitor_alerts").count(), 2 * Rule::ALL.len());
+    assert_eq!(value("monitor_alert_sink_dropped_total", &[("sink", "webhook")]), Some("3"));
+    assert_eq!(value("monitor_alert_sink_sent_total", &[("sink", "log")]), Some("0"));
 }
