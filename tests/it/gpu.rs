@@ -474,11 +474,15 @@ fn firing(agent: &Agent, rule: &str) -> Result<Option<Value>> {
 }
 
 #[test]
-fn an_idle_gpu_whose_holder_loads_data_from_a_disk_is_explained_by_that() -> Result<()> {
+fn an_idle_gpu_whose_holder_loads_data_from_a_slow_disk_is_explained_by_that() -> Result<()> {
     let _machine = Machine::claim()?;
     let (device, cgroup) = (LoopDevice::new(64 << 20)?, Cgroup::new("trainer")?);
+    // Below the device, each of its requests waits for its turn.
+    let slow = Cgroup::slow_reads("slow", &device.go_to_disk()?, 20)?;
     let mut trainer = Workload::start()?;
-    cgroup.add(trainer.pid())?;
+    for cgroup in [&cgroup, &slow] {
+        cgroup.add(trainer.pid())?;
+    }
     let held = json!({
         "nvmlDeviceGetUtilizationRates": [12, 3],
         "nvmlDeviceGetComputeRunningProcesses_v3": [[trainer.pid(), 37 * GIB]],
@@ -487,7 +491,8 @@ fn an_idle_gpu_whose_holder_loads_data_from_a_disk_is_explained_by_that() -> Res
     let agent = driver.agent(&["--set", "alerts.gpu_hold=3s", "--set", "alerts.hold=1s"])?;
     standing(&agent, "live")?;
     let told = wait_until("the alert", PATIENCE, || {
-        trainer.run(&format!("direct read {} 32 1048576", device.path().display()))?;
+        // Each of these requests takes a twentieth of a second.
+        trainer.run(&format!("direct read {} 4 1048576", device.path().display()))?;
         firing(&agent, "gpu_underutilization")
     })?;
     let evidence = json::at(&told, "evidence.gpu")?;
@@ -496,6 +501,8 @@ fn an_idle_gpu_whose_holder_loads_data_from_a_disk_is_explained_by_that() -> Res
     let summary = json::text(&told, "summary")?;
     ensure!(summary.starts_with("GPU 0 underutilized: 12.0% (threshold: 50%)"), "{summary}");
     ensure!(summary.contains("waits for disks"), "{summary}");
+    let waits = json::number(evidence, "causes.block_io")?;
+    ensure!(waits > 0.5, "it does nothing but read from a disk that makes it wait: {told}");
     // It throttles, by the script.
     let slowed = wait_until("the throttling", PATIENCE, || firing(&agent, "gpu_throttling"))?;
     ensure!(json::text(&slowed, "summary")?.contains("sw_power_cap"), "{slowed}");

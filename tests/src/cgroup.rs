@@ -16,7 +16,7 @@ pub struct Cgroup {
     directory: PathBuf,
 }
 
-/// Where the memory controller sits.
+/// Where a controller sits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hierarchy {
     /// Its mount point.
@@ -31,8 +31,14 @@ impl Hierarchy {
     /// # Errors
     /// No memory controller is mounted.
     pub fn of_memory() -> Result<Self> {
+        Self::of("memory")
+    }
+
+    /// Finds that of a controller, by its name in version 1.
+    fn of(controller: &str) -> Result<Self> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-        find(&mounts).context("no memory controller: mount cgroup v2, or v1 with memory, below /sys/fs/cgroup")
+        find(&mounts, controller)
+            .with_context(|| format!("no controller: mount cgroup v2, or v1 with {controller}, below /sys/fs/cgroup"))
     }
 
     /// Its name in the agent's answers.
@@ -41,7 +47,7 @@ impl Hierarchy {
     }
 }
 
-fn find(mounts: &str) -> Option<Hierarchy> {
+fn find(mounts: &str, controller: &str) -> Option<Hierarchy> {
     let mount = |version_2: bool| {
         mounts.lines().find_map(|line| {
             let (place, kind) = line.split_once(" - ")?;
@@ -50,7 +56,7 @@ fn find(mounts: &str) -> Option<Hierarchy> {
             let fits = if version_2 {
                 file_system == "cgroup2"
             } else {
-                file_system == "cgroup" && options.split(',').any(|option| option == "memory")
+                file_system == "cgroup" && options.split(',').any(|option| option == controller)
             };
             fits.then(|| place.split(' ').nth(4).map(PathBuf::from)).flatten()
         })
@@ -68,7 +74,26 @@ impl Cgroup {
     /// # Errors
     /// No memory controller, or missing rights.
     pub fn new(name: &str) -> Result<Self> {
-        let hierarchy = Hierarchy::of_memory()?;
+        Self::of(Hierarchy::of_memory()?, name)
+    }
+
+    /// One whose processes get no more than so many reads a second from a block device: as if it were a slow one.
+    ///
+    /// # Errors
+    /// No controller of block I/O, or missing rights.
+    pub fn slow_reads(name: &str, device: &str, per_second: u32) -> Result<Self> {
+        let cgroup = Self::of(Hierarchy::of("blkio")?, name)?;
+        let stat = fs::read_to_string(format!("/sys/block/{device}/dev")).with_context(|| format!("no {device}"))?;
+        let device = stat.trim();
+        if cgroup.hierarchy.version_2 {
+            cgroup.write("io.max", &format!("{device} riops={per_second}"))?;
+        } else {
+            cgroup.write("blkio.throttle.read_iops_device", &format!("{device} {per_second}"))?;
+        }
+        Ok(cgroup)
+    }
+
+    fn of(hierarchy: Hierarchy, name: &str) -> Result<Self> {
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         let directory = hierarchy.root.join(format!("monitor-test-{}-{number}-{name}", std::process::id()));
         Self::make(hierarchy, directory)
@@ -205,10 +230,10 @@ mod tests {
 
     #[test]
     fn the_memory_controllers_hierarchy_is_v1_where_that_has_it() {
-        let hybrid = find(&format!("{V2}{V1}")).unwrap();
+        let hybrid = find(&format!("{V2}{V1}"), "memory").unwrap();
         assert_eq!(hybrid, Hierarchy { root: "/sys/fs/cgroup/memory".into(), version_2: false });
-        let pure = find(V2).unwrap();
+        let pure = find(V2, "memory").unwrap();
         assert_eq!((pure.root.to_str().unwrap(), pure.name()), ("/sys/fs/cgroup/unified", "v2"));
-        assert_eq!(find("22 27 0:21 / /proc rw - proc proc rw\n"), None);
+        assert_eq!(find("22 27 0:21 / /proc rw - proc proc rw\n", "memory"), None);
     }
 }

@@ -24,6 +24,7 @@ use tempfile::{NamedTempFile, TempDir};
 /// Requests of the loop driver (linux/loop.h).
 const LOOP_SET_FD: libc::Ioctl = 0x4C00;
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
+const LOOP_SET_DIRECT_IO: libc::Ioctl = 0x4C08;
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4C82;
 /// Tries to win a free device against somebody else who wants one too.
 const TRIES: u32 = 20;
@@ -112,6 +113,15 @@ impl LoopDevice {
         Stat::of(&self.name)
     }
 
+    /// Lets every request go through to the disk that its file lies on, past the page cache. Returns that disk's name.
+    ///
+    /// # Errors
+    /// The file lies on no disk, or on a file system that cannot do so.
+    pub fn go_to_disk(&self) -> Result<String> {
+        ioctl(&self.device, LOOP_SET_DIRECT_IO, 1).with_context(|| format!("no direct I/O below {}", self.name))?;
+        disk_of(self.backing.path())
+    }
+
     /// Cuts the file below it without its knowing: it fails to read what lies beyond.
     ///
     /// # Errors
@@ -182,7 +192,7 @@ fn open_device(name: &str) -> Result<File> {
 }
 
 fn ioctl(file: &File, request: libc::Ioctl, argument: i32) -> io::Result<i32> {
-    // SAFETY: the three requests used take a plain number, never a pointer.
+    // SAFETY: the requests used take a plain number, never a pointer.
     let result = unsafe { libc::ioctl(file.as_raw_fd(), request, argument) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

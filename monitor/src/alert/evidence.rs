@@ -61,6 +61,9 @@ pub struct TreeOnDevice {
     pub in_flight: f64,
     /// How long one took on average.
     pub latency_seconds: Option<f64>,
+    /// How many of its processes waited for disks in the last tick, on average, by the kernel's delay accounting of their first
+    /// threads; none where that is off.
+    pub delay_ratio: Option<f64>,
     /// Requests done per second.
     pub ops_per_second: f64,
     /// Bytes per second.

@@ -2,7 +2,7 @@
 
 use super::{
     evidence::{Cause, Causes, Evidence, GpuEvidence, TreeName},
-    io::{in_flight, name, short},
+    io::{name, short, waits},
     level::{Key, Level, Limits, Show, Told},
     rule::Rule,
 };
@@ -84,8 +84,8 @@ fn causes(snapshot: &Snapshot, tree: &Tree) -> Causes {
     let stalls = cgroup.map(|usage| usage.stalls).unwrap_or_default();
     let host = snapshot.host_usage.as_ref().map(|usage| usage.stalls).unwrap_or_default();
     Causes {
-        // What the cgroup waits for may be somebody else's in it; requests in flight are the tree's own.
-        block_io: in_flight(snapshot, tree.root.key()),
+        // What the cgroup waits for may be somebody else's in it; what it waits for itself is its own.
+        block_io: waits(snapshot, tree),
         memory: stalls.memory.or(host.memory).unwrap_or_default(),
         cpu_throttling: stalls.throttled.unwrap_or_default().min(1.0),
         cpus: tree.usage.and_then(|usage| usage.cpu_per_second).unwrap_or_default(),

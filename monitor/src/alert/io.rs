@@ -1,7 +1,8 @@
 //! Who waits for disks: for which, since when its queue is full, and by whom.
 //!
 //! The machine and cgroups are judged by what the kernel says of their waiting (PSI). Where it says nothing of a cgroup, each
-//! tree in it is judged by its requests in flight: one that always has some waits all of the time. Whom they wait for is known
+//! tree in it is judged by its requests in flight: one that always has some waits all of the time; or by the kernel's delay
+//! accounting of its processes' first threads, where that is on and has seen more. Whom they wait for is known
 //! of every request that is done.
 
 use super::{
@@ -77,9 +78,17 @@ impl Recent {
     }
 }
 
-/// How much of this tick a tree had requests in flight, on any device: 1 at most.
-pub(super) fn in_flight(snapshot: &Snapshot, tree: ProcessKey) -> f64 {
-    snapshot.io.iter().filter(|io| io.tree == tree && io.wait.is_finite()).map(|io| io.wait).sum::<f64>().min(1.0)
+/// How much of this tick a tree waited for disks, on any device: it had requests in flight, or delays of it were accounted for.
+/// What a cgroup's own limit holds back (blk-throttle) is not in flight yet, and only delays tell of it.
+pub(super) fn waits(snapshot: &Snapshot, tree: &Tree) -> f64 {
+    let key = tree.root.key();
+    let own = snapshot.io.iter().filter(|io| io.tree == key && io.wait.is_finite());
+    own.map(|io| io.wait).sum::<f64>().max(delayed(tree).unwrap_or_default()).min(1.0)
+}
+
+/// How many of a tree's processes were delayed by disks, on average, as the kernel accounts for their first threads.
+fn delayed(tree: &Tree) -> Option<f64> {
+    tree.usage.and_then(|usage| usage.io_delay_ratio)
 }
 
 /// Shows how the machine, the cgroups of containers and services, and trees stand.
@@ -108,7 +117,7 @@ pub(super) fn each(snapshot: &Snapshot, subjects: &[&Arc<Cgroup>], recent: &Rece
             continue;
         }
         let key = tree.root.key();
-        show(level(Key::Tree(key), in_flight(snapshot, key)), &|level, mean| {
+        show(level(Key::Tree(key), waits(snapshot, tree)), &|level, mean| {
             let evidence = evidence(snapshot, recent, |other| other.root.key() == key);
             told(level, mean, detect::tree_subject(tree), evidence)
         });
@@ -120,7 +129,8 @@ pub(super) fn is_within(path: &str, above: &str) -> bool {
     above == "/" || path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-fn tree(snapshot: &Snapshot, key: ProcessKey) -> Option<&Arc<Tree>> {
+/// The tree with that root.
+pub(super) fn tree(snapshot: &Snapshot, key: ProcessKey) -> Option<&Arc<Tree>> {
     // In order of the root's pid, of which there may be several where it was used again.
     let first = snapshot.trees.partition_point(|tree| tree.root.tgid < key.tgid);
     snapshot.trees[first..].iter().take_while(|tree| tree.root.tgid == key.tgid).find(|tree| tree.root.key() == key)
@@ -150,6 +160,7 @@ fn evidence(snapshot: &Snapshot, recent: &Recent, is_meant: impl Fn(&Tree) -> bo
         name: name(tree),
         in_flight: io.wait,
         latency_seconds: io.latency_seconds(),
+        delay_ratio: delayed(tree),
         ops_per_second: io.ops,
         bytes_per_second: io.bytes,
     };

@@ -373,7 +373,7 @@ impl BlackBox {
         // What grows within a tick, and may have given it back by the end of it, is known by its faults.
         let touched = self.touched.get(&process.id.key()).copied().unwrap_or_default();
         let grown_bytes = seen.max(if is_young { faulted_bytes } else { touched });
-        let tree = snapshot.trees.iter().find(|tree| tree.root.key() == process.tree.key());
+        let tree = io::tree(snapshot, process.tree.key());
         Member {
             pid: process.id.tgid,
             start_time_ns: process.id.start_ns,

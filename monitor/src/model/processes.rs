@@ -360,8 +360,10 @@ impl Processes {
     /// A process that was looked at in the tick before was not in this one: it rests.
     pub(super) fn rest(&mut self, id: ProcessId) {
         if let Some(usage) = self.accounts.edit(id.key()).and_then(|process| process.usage.as_mut()) {
-            let rate = &mut Arc::make_mut(usage).cpu_per_second;
-            *rate = rate.map(|_| 0.0);
+            let usage = Arc::make_mut(usage);
+            for rate in [&mut usage.cpu_per_second, &mut usage.io_delay_ratio] {
+                *rate = rate.map(|_| 0.0);
+            }
         }
     }
 

@@ -76,6 +76,9 @@ pub struct ProcessUsage {
     pub reading: ProcessReading,
     /// CPUs in use, on average between the last two looks. Zero once it is idle.
     pub cpu_per_second: Option<f64>,
+    /// Share of that time in which its first thread waited for disks, 0–1; none where delay accounting is off, or it never waited.
+    #[serde(default)]
+    pub io_delay_ratio: Option<f64>,
 }
 
 /// Sums over the processes of a tree. What is not polled, or does not exist as memory of kernel threads, is none.
@@ -85,6 +88,9 @@ pub struct TreeUsage {
     pub cpu_ns: Option<u64>,
     /// CPUs in use.
     pub cpu_per_second: Option<f64>,
+    /// How many of its processes waited for disks, on average, by delay accounting.
+    #[serde(default)]
+    pub io_delay_ratio: Option<f64>,
     /// Threads.
     pub threads: u64,
     /// Resident memory, each process's added up: shared pages are in it once for each.
@@ -249,6 +255,9 @@ impl ProcessUsage {
     /// From a look and what was known before.
     pub(super) fn new(mut reading: ProcessReading, time: BootTime, before: Option<&Self>) -> Self {
         let cpu_per_second = rate(reading.cpu_ns, time, before.and_then(|b| Some((b.reading.cpu_ns?, b.time))));
+        // It is not told while it is zero, which it stays where nobody counts.
+        let delay_before = before.map(|b| (b.reading.io_delay_ns.unwrap_or_default(), b.time));
+        let io_delay_ratio = rate(reading.io_delay_ns, time, delay_before).map(|share| share.min(1.0));
         let is_full = reading.resident.is_some() || reading.storage.is_some() || reading.open_files.is_some();
         let mut usage = Self {
             time,
@@ -256,6 +265,7 @@ impl ProcessUsage {
             shares_time: reading.shares.map(|_| time),
             reading: ProcessReading::default(),
             cpu_per_second,
+            io_delay_ratio,
         };
         if let Some(before) = before {
             usage.full_time = usage.full_time.or(before.full_time);
@@ -281,6 +291,9 @@ impl TreeUsage {
         if let Some(cpu_ns) = reading.cpu_ns {
             *self.cpu_ns.get_or_insert_default() += cpu_ns.saturating_sub(cpu_before_ns);
             *self.cpu_per_second.get_or_insert_default() += usage.cpu_per_second.unwrap_or_default();
+        }
+        if let Some(share) = usage.io_delay_ratio {
+            *self.io_delay_ratio.get_or_insert_default() += share;
         }
         self.threads += u64::from(reading.threads);
         if let Some(resident) = reading.resident {
@@ -410,6 +423,19 @@ mod tests {
         assert_eq!(second.cpu_per_second, Some(0.25));
         let told = CgroupUsage::new(cgroup(500, Some(900), 0), BootTime(SECOND), None);
         assert_eq!(told.peak, Some(Peak { bytes: 900, by_kernel: true }));
+    }
+
+    #[test]
+    fn a_delay_that_is_told_for_the_first_time_was_zero_before() {
+        let at = |second, io_delay_ns, before: Option<&ProcessUsage>| {
+            let reading = ProcessReading { io_delay_ns, ..ProcessReading::default() };
+            ProcessUsage::new(reading, BootTime(second * SECOND), before)
+        };
+        let nothing = at(2, None, Some(&at(1, None, None)));
+        assert_eq!(nothing.io_delay_ratio, None, "nobody accounts for delays, or there were none");
+        let some = at(6, Some(SECOND), Some(&nothing));
+        assert_eq!(some.io_delay_ratio, Some(0.25));
+        assert_eq!(at(7, Some(3 * SECOND), Some(&some)).io_delay_ratio, Some(1.0));
     }
 
     #[test]

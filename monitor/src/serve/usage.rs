@@ -34,6 +34,7 @@ pub(super) static PROCESS: &[Named<Process>] = &[
     ("minor_faults_total", |p, _| process(p, |u| Number::Count(u.reading.minor_faults))),
     ("major_faults_total", |p, _| process(p, |u| Number::Count(u.reading.major_faults))),
     ("io_delay_seconds_total", |p, _| process(p, |u| real(u.reading.io_delay_ns.map(seconds)))),
+    ("io_delay_ratio", |p, _| process(p, |u| rate(u.io_delay_ratio))),
     ("storage.read_bytes_total", |p, _| process(p, |u| u.reading.storage.map(|s| s.read_bytes).into())),
     ("storage.write_bytes_total", |p, _| process(p, |u| u.reading.storage.map(|s| s.write_bytes).into())),
     ("age_seconds", |p, c| process(p, |u| c.age(u.oldest_time()))),
@@ -52,6 +53,7 @@ pub(super) static TREE: &[Named<Tree>] = &[
     ("memory.shared_bytes", |t, _| shares(t, |s| s.shared_bytes)),
     ("memory.split_processes", |t, _| shares(t, |s| s.processes.into())),
     ("threads", |t, _| tree(t, |u| Number::Count(u.threads))),
+    ("io_delay_ratio", |t, _| tree(t, |u| rate(u.io_delay_ratio))),
 ];
 
 /// What a cgroup's files tell.

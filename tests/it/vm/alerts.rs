@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::path::Path;
+use std::{fs, path::Path};
 use tests::{
     Agent, Cgroup, Machine, Workload,
     clock::{PATIENCE, wait_until},
@@ -29,6 +29,11 @@ fn alert_of(agent: &Agent, pid: u32) -> Result<Option<Value>> {
 #[test]
 fn the_disk_that_is_slow_and_who_waits_for_it_are_named_and_not_the_innocent_beside() -> Result<()> {
     let _machine = Machine::claim()?;
+    // Until 5.14 Linux accounts for delays unasked.
+    let delay_accounting = Path::new("/proc/sys/kernel/task_delayacct");
+    if delay_accounting.exists() {
+        fs::write(delay_accounting, "1").context("cannot have delays accounted for")?;
+    }
     let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned()).context("no name");
     let (slow, plain) = (disk::with_serial("slow")?, disk::with_serial("plain")?);
     let ((_victims, mut victim), (_crowds, mut crowd), (_others, mut innocent)) =
@@ -50,6 +55,8 @@ fn the_disk_that_is_slow_and_who_waits_for_it_are_named_and_not_the_innocent_bes
     expect::exactly("who waits", waiting, vec![Some(u64::from(victim.pid()))])?;
     let latency = json::number(evidence, "latency_seconds")?;
     ensure!(latency >= SLOW_SECONDS, "{latency} s a request, on a disk that takes {SLOW_SECONDS} s: {alert}");
+    let delayed = json::list(evidence, "waiting")?[0]["delay_ratio"].as_f64();
+    ensure!(delayed.is_some_and(|share| share > 0.5), "delays of who does nothing but wait: {delayed:?}");
     let noisy = wait_until("the noisy neighbour", PATIENCE, || {
         go_on()?;
         let alert = alert_of(&agent, victim.pid())?.context("the alert is over")?;
