@@ -1,6 +1,7 @@
 //! What memory a container should get. Pure: time and what was observed are arguments.
 
 pub mod observed;
+pub mod past;
 pub mod proposal;
 pub mod rules;
 

@@ -24,6 +24,7 @@ const OF_ONE_AGENT: &[&str] = &[
     "alerts.exec",
     "alerts.email_server",
     "oom.directory",
+    "alerts.learned",
 ];
 
 /// Where the configuration comes from.
