@@ -203,7 +203,7 @@ fn what_makes_no_sense_of_a_recording_is_one_line() -> Result<()> {
         (&["--from", &name, "/v1/events?follow=true"], 1, "a recording does not go on"),
         (&["--from", &name, "--at=-1h", "/v1/trees"], 1, "begins later, at 20"),
         (&["--from", &name, "--at", "noon", "/v1/trees"], 2, "it takes a time such as"),
-        (&["--from", "/nowhere/a.rec", "/v1/trees"], 1, "cannot read the recording /nowhere/a.rec"),
+        (&["--from", "/nowhere/a.rec", "/v1/trees"], 1, "cannot read /nowhere/a.rec"),
     ];
     for (arguments, code, words) in cases {
         let output = agent::run(&[&["query"], arguments].concat())?;

@@ -1,5 +1,6 @@
 //! What memory a container should get. Pure: time and what was observed are arguments.
 
+pub mod histories;
 pub mod observed;
 pub mod past;
 pub mod proposal;

@@ -47,6 +47,8 @@ pub struct Point {
     pub time_seconds: f64,
     /// Memory that it cannot do without: in use, less the page cache that is given back first.
     pub working_set_bytes: u64,
+    /// The most of it since the point before, where the kernel tells.
+    pub peak_bytes: Option<u64>,
     /// Anonymous memory, with what of it is swapped out.
     pub anon_bytes: Option<u64>,
     /// The limit that counts.

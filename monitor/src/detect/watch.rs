@@ -184,6 +184,11 @@ fn cgroup_point(cgroup: &Cgroup, time: BootTime) -> Option<Point> {
     let memory = usage.reading.memory.as_ref()?;
     Some(Point {
         working_set_bytes: memory.working_set_bytes().unwrap_or(memory.current_bytes),
+        // All that is in use, less what of the page cache could go at the end of the tick.
+        peak_bytes: memory
+            .tick_peak_bytes
+            .zip(memory.inactive_file_bytes)
+            .map(|(peak, file)| peak.saturating_sub(file)),
         anon_bytes: memory.anon_bytes.map(|anon| anon + memory.swap_bytes.unwrap_or_default()),
         limit_bytes: limit(cgroup),
         oom_kills_total: memory.events.oom_kill,

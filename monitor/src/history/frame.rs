@@ -3,15 +3,29 @@
 //! A file begins with a line of text that tells the format and who wrote it; frames follow. Whatever the bytes, reading
 //! them finds the whole frames and says what lies between.
 
-use std::ops::Range;
+use super::Error;
+use std::{ops::Range, path::Path};
 use zerocopy::{
     FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned,
     little_endian::{U32, U64},
 };
 
-/// The format this program writes and reads. Fields may be added to what entries hold (with `#[serde(default)]`) without
-/// changing it; whatever else a reader of this format would stumble over makes a new one.
-pub(super) const FORMAT: u32 = 1;
+/// What files hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// What it is called, in files' first lines and for people.
+    pub(super) name: &'static str,
+    /// The format this program writes and reads. Fields may be added to what entries hold (with `#[serde(default)]`) without
+    /// changing it; whatever else a reader of this format would stumble over makes a new one.
+    pub(super) format: u32,
+    /// How names of files in a directory end.
+    pub(super) extension: &'static str,
+}
+
+/// Samples of an agent.
+pub(super) const RECORDING: Kind = Kind { name: "recording", format: 1, extension: "monitor" };
+/// Working sets.
+pub(super) const HISTORY: Kind = Kind { name: "history", format: 1, extension: "history" };
 
 /// Begins every frame. Not a text in any encoding, so that no name can look like it.
 const SYNC: [u8; 8] = [0xf7, b'm', b'r', 0xf1, 0xc3, b'f', b'r', 0x8d];
@@ -69,17 +83,23 @@ impl Head {
     }
 }
 
-/// The first line of a file.
-pub(super) fn title() -> String {
-    format!("monitor recording {FORMAT}, written by monitor {}\n", env!("CARGO_PKG_VERSION"))
-}
+impl Kind {
+    /// The first line of a file.
+    pub(super) fn title(self) -> String {
+        format!("monitor {} {}, written by monitor {}\n", self.name, self.format, env!("CARGO_PKG_VERSION"))
+    }
 
-/// Format, writer's version and length of a file's first line; none where it is something else.
-pub(super) fn parse_title(bytes: &[u8]) -> Option<(u32, String, usize)> {
-    let line = bytes[..bytes.len().min(TITLE_BYTES)].split_inclusive(|&byte| byte == b'\n').next()?;
-    let text = str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
-    let (format, version) = text.strip_prefix("monitor recording ")?.split_once(", written by monitor ")?;
-    Some((format.parse().ok()?, version.to_owned(), line.len()))
+    /// Format, writer's version and length of a file's first line; none where it is something else.
+    pub(super) fn parse_title(self, bytes: &[u8]) -> Option<(u32, String, usize)> {
+        let line = bytes[..bytes.len().min(TITLE_BYTES)].split_inclusive(|&byte| byte == b'\n').next()?;
+        let text = str::from_utf8(line.strip_suffix(b"\n")?).ok()?;
+        let (format, version) = text
+            .strip_prefix("monitor ")?
+            .strip_prefix(self.name)?
+            .strip_prefix(' ')?
+            .split_once(", written by monitor ")?;
+        Some((format.parse().ok()?, version.to_owned(), line.len()))
+    }
 }
 
 /// The way of one chapter's plain bytes into frames, and out of them.
@@ -137,6 +157,26 @@ impl Chain {
     }
 }
 
+/// The whole frames of a file, each with its place, and what is to be said of what lies between them.
+pub(super) fn look_through(kind: Kind, path: &Path, bytes: &[u8]) -> Result<(Vec<(usize, Head)>, Vec<String>), Error> {
+    let title = match kind.parse_title(bytes) {
+        Some((format, _, title)) if format == kind.format => title,
+        Some((format, version, _)) => return Err(Error::Format { path: path.to_owned(), format, version, kind }),
+        None => return Err(Error::Foreign { path: path.to_owned(), kind }),
+    };
+    let (frames, damaged) = scan(&bytes[title..]);
+    let name = path.display();
+    let remarks = damaged.into_iter().map(|range| {
+        let (start, length) = (title + range.start, range.len());
+        if title + range.end == bytes.len() {
+            format!("{name} ends with a torn frame, which is left out ({length} bytes)")
+        } else {
+            format!("{name} is damaged at byte {start}: {length} bytes are skipped, to the next whole frame")
+        }
+    });
+    Ok((frames.into_iter().map(|(at, head)| (title + at, head)).collect(), remarks.collect()))
+}
+
 /// The whole frames among some bytes, each with its place, and what lies between them.
 pub(super) fn scan(bytes: &[u8]) -> (Vec<(usize, Head)>, Vec<Range<usize>>) {
     let (mut frames, mut damaged) = (Vec::new(), Vec::new());
@@ -180,14 +220,18 @@ mod tests {
 
     #[test]
     fn a_title_tells_format_and_writer() {
-        let title = title();
+        let title = RECORDING.title();
         let own = env!("CARGO_PKG_VERSION").to_owned();
-        assert_eq!(parse_title(format!("{title}rest").as_bytes()), Some((FORMAT, own, title.len())));
+        assert_eq!(
+            RECORDING.parse_title(format!("{title}rest").as_bytes()),
+            Some((RECORDING.format, own, title.len()))
+        );
         for other in
             ["", "monitor", "monitor recording x, written by monitor 1\n", "monitor recording 1, written by monitor 1"]
         {
-            assert_eq!(parse_title(other.as_bytes()), None, "{other}");
+            assert_eq!(RECORDING.parse_title(other.as_bytes()), None, "{other}");
         }
+        assert_eq!(HISTORY.parse_title(title.as_bytes()), None);
     }
 
     #[test]
@@ -242,7 +286,7 @@ mod tests {
             let framed = [Chain::default().pack(b"x", None), SYNC.to_vec(), bytes].concat();
             prop_assert_eq!(scan(&framed).0.len(), 1);
             let _ = Chain::default().unpack(&framed);
-            let _ = parse_title(&framed);
+            let _ = RECORDING.parse_title(&framed);
         }
     }
 }

@@ -9,6 +9,7 @@
 mod counters;
 mod frame;
 mod moment;
+pub mod pages;
 mod recorder;
 mod replay;
 mod status;
@@ -17,6 +18,7 @@ mod store;
 mod tests;
 mod writer;
 
+pub use frame::Kind;
 pub use moment::At;
 pub use recorder::Recorder;
 pub use replay::{Recorded, Recording};
@@ -109,7 +111,7 @@ pub enum Error {
         limit: String,
     },
     /// A file that cannot be read.
-    #[error("cannot read the recording {}", path.display())]
+    #[error("cannot read {}", path.display())]
     Read {
         /// Which.
         path: PathBuf,
@@ -117,15 +119,17 @@ pub enum Error {
         source: io::Error,
     },
     /// A file that is something else.
-    #[error("{} is no recording of monitor: name another", path.display())]
+    #[error("{} is no {} of monitor: name another", path.display(), kind.name)]
     Foreign {
         /// Which.
         path: PathBuf,
+        /// What it should be.
+        kind: Kind,
     },
-    /// A recording in a format that this program does not know.
+    /// A file in a format that this program does not know.
     #[error(
         "{} was written by monitor {version} in format {format}, and this is monitor {own}, which knows format {known}: use monitor {version}",
-        path.display(), own = env!("CARGO_PKG_VERSION"), known = frame::FORMAT
+        path.display(), own = env!("CARGO_PKG_VERSION"), known = kind.format
     )]
     Format {
         /// Which.
@@ -134,6 +138,8 @@ pub enum Error {
         format: u32,
         /// Who wrote it.
         version: String,
+        /// What it is.
+        kind: Kind,
     },
     /// What was written right cannot be understood.
     #[error("{} holds what this monitor does not understand ({reason}): use the monitor that wrote it", path.display())]

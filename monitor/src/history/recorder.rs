@@ -2,6 +2,7 @@
 
 use super::{
     Error, Origin, Status,
+    frame::RECORDING,
     store::{Limits, Store},
     writer::{Message, Writer},
 };
@@ -43,7 +44,7 @@ impl Recorder {
     /// # Errors
     /// The place cannot be written, or is something else than a recording.
     pub fn start(path: &Path, limits: Limits, origin: Origin) -> Result<Self, Error> {
-        let store = Store::open(path, limits)?;
+        let store = Store::open(RECORDING, path, limits)?;
         let status = Arc::new(Status::new(path.to_owned()));
         let (messages, queue) = mpsc::sync_channel(QUEUE);
         let (ends, ended) = mpsc::channel::<()>();

@@ -3,7 +3,7 @@
 use super::{
     At, Entry, Error, Identity, Origin,
     counters::Books,
-    frame::{self, Chain, Head},
+    frame::{self, Chain, Head, RECORDING},
     moment, store,
 };
 use crate::{
@@ -73,7 +73,7 @@ impl Recording {
         }
         let mut beginning = Vec::new();
         File::open(path)?.take(frame::TITLE_BYTES as u64).read_to_end(&mut beginning)?;
-        Ok(frame::parse_title(&beginning).is_some())
+        Ok(RECORDING.parse_title(&beginning).is_some())
     }
 
     /// Looks through a file, or all segments of a directory.
@@ -82,7 +82,7 @@ impl Recording {
     /// It cannot be read, or is no recording that this program knows.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let mut this = Self { path: path.to_owned(), files: Vec::new(), frames: Vec::new(), remarks: Vec::new() };
-        let files = store::files(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        let files = store::files(RECORDING, path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
         for file in files {
             match this.look_through(&file) {
                 // A segment may be deleted between the listing and its opening: it was the oldest.
@@ -148,22 +148,10 @@ impl Recording {
         let mut file = File::open(path).map_err(failed)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(failed)?;
-        let title = match frame::parse_title(&bytes) {
-            Some((frame::FORMAT, _, title)) => title,
-            Some((format, version, _)) => return Err(Error::Format { path: path.to_owned(), format, version }),
-            None => return Err(Error::Foreign { path: path.to_owned() }),
-        };
-        let (frames, damaged) = frame::scan(&bytes[title..]);
+        let (found, remarks) = frame::look_through(RECORDING, path, &bytes)?;
+        self.remarks.extend(remarks);
+        let found = found.into_iter().map(|(at, head)| (at as u64, head));
         let name = path.display();
-        for range in damaged {
-            let (start, length) = (title + range.start, range.len());
-            self.remarks.push(if title + range.end == bytes.len() {
-                format!("{name} ends with a torn frame, which is left out ({length} bytes)")
-            } else {
-                format!("{name} is damaged at byte {start}: {length} bytes are skipped, to the next whole frame")
-            });
-        }
-        let found = frames.into_iter().map(|(at, head)| (title as u64 + at as u64, head));
         let left_out = self.add_chains(found);
         if left_out > 0 {
             self.remarks.push(format!("{name}: {left_out} whole frames build on a damaged one and are left out"));

@@ -1,8 +1,8 @@
-//! The files of a recording: one file that stops at its limit, or a directory of segments, the oldest of which go.
+//! The files of a recording, or of a history: one file that stops at its limit, or a directory of segments, the oldest of which go.
 //!
 //! Whatever is written is appended by whole frames. Files are for their owner alone: command lines may hold secrets.
 
-use super::{Error, frame, moment};
+use super::{Error, frame::Kind, moment};
 use crate::units::show_bytes;
 use std::{
     collections::VecDeque,
@@ -22,8 +22,6 @@ pub struct Limits {
     pub keep: Duration,
 }
 
-/// How names of segments end.
-const EXTENSION: &str = "monitor";
 /// A directory is made of at least so many segments, so that little of it goes at once.
 const SEGMENTS: u32 = 16;
 /// The largest segment.
@@ -32,6 +30,7 @@ const SEGMENT_BYTES_MOST: u64 = 16 << 20;
 /// Where frames go.
 #[derive(Debug)]
 pub(super) struct Store {
+    kind: Kind,
     place: Place,
     limits: Limits,
     /// None before the first chapter, and after an error.
@@ -69,20 +68,20 @@ fn is_directory(path: &Path) -> bool {
     path.is_dir() || path.as_os_str().as_encoded_bytes().ends_with(b"/")
 }
 
-/// The files of a recording, oldest first: segments of a directory, or the file itself.
-pub(super) fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
+/// The files of that kind, oldest first: segments of a directory, or the file itself.
+pub(super) fn files(kind: Kind, path: &Path) -> io::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    Ok(segments(path)?.into_iter().map(|(_, path)| path).collect())
+    Ok(segments(kind, path)?.into_iter().map(|(_, path)| path).collect())
 }
 
-fn segments(directory: &Path) -> io::Result<Vec<(SystemTime, PathBuf)>> {
+fn segments(kind: Kind, directory: &Path) -> io::Result<Vec<(SystemTime, PathBuf)>> {
     let mut segments = Vec::new();
     for entry in fs::read_dir(directory)? {
         let path = entry?.path();
         let name = path.file_stem().and_then(|name| name.to_str());
-        let began = name.filter(|_| path.extension().is_some_and(|e| e == EXTENSION)).and_then(moment::parse_name);
+        let began = name.filter(|_| path.extension().is_some_and(|e| e == kind.extension)).and_then(moment::parse_name);
         segments.extend(began.map(|began| (began, path)));
     }
     segments.sort();
@@ -90,17 +89,17 @@ fn segments(directory: &Path) -> io::Result<Vec<(SystemTime, PathBuf)>> {
 }
 
 impl Store {
-    /// Sees that the place can be written. A file that is there must be a recording of this format: it is continued.
-    pub(super) fn open(path: &Path, limits: Limits) -> Result<Self, Error> {
+    /// Sees that the place can be written. A file that is there must be one of this kind and format: it is continued.
+    pub(super) fn open(kind: Kind, path: &Path, limits: Limits) -> Result<Self, Error> {
         let mut store = if is_directory(path) {
             DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| failed(path, e))?;
-            let past = segments(path).map_err(|e| failed(path, e))?.into_iter().filter_map(|(began, path)| {
+            let past = segments(kind, path).map_err(|e| failed(path, e))?.into_iter().filter_map(|(began, path)| {
                 let bytes = fs::metadata(&path).ok()?.len();
                 Some(Past { path, began, bytes })
             });
-            Self { place: Place::Directory(path.to_owned()), limits, current: None, past: past.collect() }
+            Self { kind, place: Place::Directory(path.to_owned()), limits, current: None, past: past.collect() }
         } else {
-            Self { place: Place::File(path.to_owned()), limits, current: None, past: VecDeque::new() }
+            Self { kind, place: Place::File(path.to_owned()), limits, current: None, past: VecDeque::new() }
         };
         store.begin_segment()?;
         Ok(store)
@@ -160,13 +159,16 @@ impl Store {
         let segment = match &self.place {
             Place::File(path) => {
                 self.past.clear();
-                continued(path)?
+                continued(self.kind, path)?
             }
             Place::Directory(directory) => {
                 // Names are in order even where the wall clock is set back.
                 let after = self.past.back().map(|past| past.began + Duration::from_millis(1));
                 let began = after.map_or_else(SystemTime::now, |after| after.max(SystemTime::now()));
-                made(&directory.join(format!("{}.{EXTENSION}", moment::name(began))), began)?
+                {
+                    let name = format!("{}.{}", moment::name(began), self.kind.extension);
+                    made(self.kind, &directory.join(name), began)?
+                }
             }
         };
         self.current = Some(segment);
@@ -216,30 +218,30 @@ fn options() -> OpenOptions {
 }
 
 /// A new segment.
-fn made(path: &Path, began: SystemTime) -> Result<Segment, Error> {
+fn made(kind: Kind, path: &Path, began: SystemTime) -> Result<Segment, Error> {
     let file = options().create_new(true).open(path).map_err(|error| failed(path, error))?;
-    titled(Segment { path: path.to_owned(), file, began, bytes: 0, is_synced: false })
+    titled(kind, Segment { path: path.to_owned(), file, began, bytes: 0, is_synced: false })
 }
 
 /// The one file: a new one, or a recording that goes on with a new chapter.
-fn continued(path: &Path) -> Result<Segment, Error> {
+fn continued(kind: Kind, path: &Path) -> Result<Segment, Error> {
     let file = options().create(true).read(true).open(path).map_err(|error| failed(path, error))?;
     let bytes = file.metadata().map_err(|error| failed(path, error))?.len();
     let segment = Segment { path: path.to_owned(), file, began: SystemTime::now(), bytes, is_synced: false };
     if bytes == 0 {
-        return titled(segment);
+        return titled(kind, segment);
     }
     let mut head = Vec::new();
     (&segment.file).take(256).read_to_end(&mut head).map_err(|error| failed(path, error))?;
-    match frame::parse_title(&head) {
-        Some((frame::FORMAT, ..)) => Ok(segment),
-        Some((format, version, _)) => Err(Error::Format { path: path.to_owned(), format, version }),
-        None => Err(Error::Foreign { path: path.to_owned() }),
+    match kind.parse_title(&head) {
+        Some((format, ..)) if format == kind.format => Ok(segment),
+        Some((format, version, _)) => Err(Error::Format { path: path.to_owned(), format, version, kind }),
+        None => Err(Error::Foreign { path: path.to_owned(), kind }),
     }
 }
 
-fn titled(mut segment: Segment) -> Result<Segment, Error> {
-    let title = frame::title();
+fn titled(kind: Kind, mut segment: Segment) -> Result<Segment, Error> {
+    let title = kind.title();
     segment.file.write_all(title.as_bytes()).map_err(|error| failed(&segment.path, error))?;
     segment.bytes = title.len() as u64;
     Ok(segment)
@@ -247,7 +249,7 @@ fn titled(mut segment: Segment) -> Result<Segment, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::frame::RECORDING, *};
     use std::os::unix::fs::PermissionsExt as _;
 
     const LIMITS: Limits = Limits { max_bytes: 16_000, keep: Duration::from_secs(3600) };
@@ -256,16 +258,16 @@ mod tests {
     fn a_directory_keeps_the_newest_within_its_limit() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("notes.txt"), "mine").unwrap();
-        let mut store = Store::open(directory.path(), LIMITS).unwrap();
+        let mut store = Store::open(RECORDING, directory.path(), LIMITS).unwrap();
         for _ in 0..100 {
             store.begin_chapter().unwrap();
             store.append(&[1; 1000]).unwrap();
         }
         let sizes: Vec<_> =
-            files(directory.path()).unwrap().iter().map(|path| fs::metadata(path).unwrap().len()).collect();
+            files(RECORDING, directory.path()).unwrap().iter().map(|path| fs::metadata(path).unwrap().len()).collect();
         assert!(sizes.iter().sum::<u64>() <= LIMITS.max_bytes && sizes.len() >= 14, "{sizes:?}");
         assert!(directory.path().join("notes.txt").exists(), "what is no segment is not ours to delete");
-        let mode = fs::metadata(&files(directory.path()).unwrap()[0]).unwrap().permissions().mode();
+        let mode = fs::metadata(&files(RECORDING, directory.path()).unwrap()[0]).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
     }
 
@@ -274,10 +276,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let hours = |hours: u64| SystemTime::now() - Duration::from_secs(hours * 3600);
         for began in [hours(30), hours(20), hours(2), hours(0)] {
-            fs::write(directory.path().join(format!("{}.{EXTENSION}", moment::name(began))), "x").unwrap();
+            fs::write(directory.path().join(format!("{}.monitor", moment::name(began))), "x").unwrap();
         }
-        drop(Store::open(directory.path(), Limits { keep: Duration::from_secs(3 * 3600), ..LIMITS }).unwrap());
-        assert_eq!(files(directory.path()).unwrap().len(), 4, "20 h, 2 h, now and the new one");
+        drop(
+            Store::open(RECORDING, directory.path(), Limits { keep: Duration::from_secs(3 * 3600), ..LIMITS }).unwrap(),
+        );
+        assert_eq!(files(RECORDING, directory.path()).unwrap().len(), 4, "20 h, 2 h, now and the new one");
     }
 
     #[test]
@@ -285,12 +289,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.rec");
         for _ in 0..3 {
-            let mut store = Store::open(&path, LIMITS).unwrap();
+            let mut store = Store::open(RECORDING, &path, LIMITS).unwrap();
             store.append(&[1; 4000]).unwrap();
         }
-        let mut store = Store::open(&path, LIMITS).unwrap();
+        let mut store = Store::open(RECORDING, &path, LIMITS).unwrap();
         assert!(matches!(store.append(&[1; 4000]), Err(Error::Full { .. })));
-        assert_eq!(fs::metadata(&path).unwrap().len(), 12_000 + frame::title().len() as u64);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 12_000 + RECORDING.title().len() as u64);
     }
 
     #[test]
@@ -298,22 +302,22 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("diary");
         fs::write(&path, "dear diary").unwrap();
-        assert!(matches!(Store::open(&path, LIMITS), Err(Error::Foreign { .. })));
+        assert!(matches!(Store::open(RECORDING, &path, LIMITS), Err(Error::Foreign { .. })));
         fs::write(&path, "monitor recording 99, written by monitor 9.9\n").unwrap();
-        let error = Store::open(&path, LIMITS).unwrap_err().to_string();
+        let error = Store::open(RECORDING, &path, LIMITS).unwrap_err().to_string();
         assert!(error.contains("written by monitor 9.9 in format 99"), "{error}");
     }
 
     #[test]
     fn a_disk_that_is_full_is_an_error_and_can_be_tried_again() {
-        let mut store = Store::open(Path::new("/dev/full"), LIMITS);
+        let mut store = Store::open(RECORDING, Path::new("/dev/full"), LIMITS);
         assert!(matches!(store, Err(Error::Write { .. })));
         let directory = tempfile::tempdir().unwrap();
-        store = Store::open(directory.path(), LIMITS);
+        store = Store::open(RECORDING, directory.path(), LIMITS);
         let mut store = store.unwrap();
         store.give_up();
         store.begin_chapter().unwrap();
         store.append(b"x").unwrap();
-        assert_eq!(files(directory.path()).unwrap().len(), 2);
+        assert_eq!(files(RECORDING, directory.path()).unwrap().len(), 2);
     }
 }

@@ -248,7 +248,7 @@ fn damage_is_told_and_reaches_to_the_next_chapter() {
     let path = directory.path().join("a.rec");
     let snapshots = Machine::start(&path, LIMITS).run(9, 3);
     let mut bytes = fs::read(&path).unwrap();
-    let title = super::frame::title().len();
+    let title = super::frame::RECORDING.title().len();
     let (frames, _) = super::frame::scan(&bytes[title..]);
     // The frame of the fifth snapshot, in the second chapter (3, 4, 5).
     let (place, _) = frames.iter().filter(|(_, head)| head.time_ns().is_some()).nth(3).unwrap();
@@ -324,7 +324,7 @@ proptest! {
 
     #[test]
     fn no_bytes_behind_a_title_are_a_panic(tail: Vec<u8>) {
-        let _ = played(&[super::frame::title().as_bytes(), &tail].concat());
+        let _ = played(&[super::frame::RECORDING.title().as_bytes(), &tail].concat());
         let _ = played(&tail);
     }
 }
