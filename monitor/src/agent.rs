@@ -2,6 +2,10 @@
 //! handed immutable snapshots.
 
 use crate::{
+    advise::{
+        Sizes,
+        advisor::{self, Advice, Advisor},
+    },
     alert::Alert,
     collect::{
         Collector,
@@ -17,7 +21,10 @@ use crate::{
     doctor,
     event::{Event, Kind},
     event_log::{DEFAULT_CAPACITY, EventLog},
-    history::{Identity, Limits, Origin, Recorder},
+    history::{
+        Identity, Limits, Origin, Recorder,
+        pages::{self, Pages},
+    },
     ids::{ProcessKey, Tgid},
     kernel::{attach::Loader, support::Support},
     learned::LearnedFile,
@@ -94,6 +101,7 @@ pub async fn run_beside(companion: Companion, config: Config, claims: Claims, se
 async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handle) -> anyhow::Result<()> {
     doctor::check(&config)?;
     notify::check(&config)?;
+    advisor::check(&config.advice)?;
     keep_memory_small();
     lift_memory_lock_limit();
     descriptors::raise_limit();
@@ -107,11 +115,12 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
     }
     give_back_memory();
     agent.learned = LearnedFile::open(&config, &mut agent.judges.alerts)?;
+    agent.pages = keep_histories(&config, &agent.judges.advisor)?;
     // Their threads have the capabilities that this one has by now.
     let sinks = Sinks::start(&config)?;
 
-    let first = Picture { snapshot: Arc::new(agent.begin()), ..Picture::default() };
-    let (pictures, latest) = watch::channel(Arc::new(first));
+    let snapshot = Arc::new(agent.begin());
+    let (pictures, latest) = watch::channel(Arc::new(agent.judges.first(snapshot)));
     let (shutdown, ending) = watch::channel(false);
     let (listener, for_workloads) = {
         let _waited_for_there = servers.enter();
@@ -152,6 +161,9 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
     sinks.finish();
     if let Some(file) = agent.learned.take() {
         file.finish(&agent.judges.alerts);
+    }
+    if let Some(pages) = agent.pages.take() {
+        pages.finish();
     }
     if let Some(recorder) = agent.recorder.take() {
         recorder.finish();
@@ -197,6 +209,8 @@ struct Agent {
     workload_inboxes: serve::Inboxes,
     judges: Judges,
     learned: Option<LearnedFile>,
+    /// Where histories of working sets are kept.
+    pages: Option<Pages>,
     report: Arc<doctor::Report>,
     lost_before: u64,
     /// When to ask what was lost: each program answers by a system call.
@@ -247,7 +261,8 @@ impl Agent {
             timeseries,
             workload_inboxes: inboxes.beside(),
             inboxes,
-            judges: Judges::new(config),
+            judges: Judges::new(config)?,
+            pages: None,
             learned: None,
             report: Arc::new(report),
             lost_before: 0,
@@ -337,14 +352,23 @@ impl Agent {
             timeseries.take(&snapshot);
         }
         let time = snapshot.time;
-        let (picture, news) = self.judges.take(snapshot, &resets);
+        let (picture, news) = self.judges.take(snapshot, time.wall(), &resets);
+        let picture = Arc::new(picture);
         if let Some(file) = &mut self.learned {
             file.keep(&self.judges.alerts, published.servers);
         }
         published.sinks.tell(&news.alerts);
         published.sinks.keep(&news.stories);
         news.alerts.iter().for_each(|alert| self.events.push(told(alert, time)));
-        published.pictures.send_replace(Arc::new(picture));
+        if let Some((pages, page)) = self.pages.as_ref().zip(news.page) {
+            pages.hand(page);
+        }
+        if picture.advisor.is_due() {
+            let (picture, events) = (Arc::clone(&picture), Arc::clone(&self.events));
+            // It takes its time: as much as there is history.
+            published.servers.spawn_blocking(move || tell_advice(&picture, &events));
+        }
+        published.pictures.send_replace(picture);
     }
 
     /// The snapshot of this tick, and the trees whose detectors begin anew with it.
@@ -457,6 +481,17 @@ fn start_recorder(config: &Config, report: &doctor::Report) -> anyhow::Result<Op
     };
     let limits = Limits { max_bytes: config.record.max_bytes, keep: config.record.keep };
     Ok(Some(Recorder::start(Path::new(path), limits, origin)?))
+}
+
+/// Hands on what is in the directory of histories, and begins to write there, where the configuration says so.
+fn keep_histories(config: &Config, advisor: &Advisor) -> anyhow::Result<Option<Pages>> {
+    let Some(directory) = config.advice.directory.as_ref().filter(|_| config.advice.enabled) else { return Ok(None) };
+    let directory = Path::new(directory);
+    let told = || format!("advice.directory: cannot keep histories in {}", directory.display());
+    let remarks = pages::read(directory, |page, names| advisor.remember(page, names)).with_context(told)?;
+    remarks.iter().for_each(|remark| log::warn!("advice.directory: {remark}"));
+    let limits = Limits { max_bytes: config.advice.max_bytes, keep: config.advice.window };
+    Ok(Some(Pages::start(directory, limits).with_context(told)?))
 }
 
 /// Starts to write CSV, where the configuration says so.
@@ -576,6 +611,17 @@ fn told(alert: &Alert, time_ns: BootTime) -> Event {
     let (rule, state, severity) = (alert.rule.name(), alert.state.name(), alert.severity.name());
     let (subject, summary) = (alert.subject.name(), alert.summary.clone());
     Event { time_ns, kind: Kind::Alert { rule, state, severity, subject, summary } }
+}
+
+/// Tells whose recommendations have changed.
+fn tell_advice(picture: &Picture, events: &EventLog) {
+    for Advice { subject, recommended, rationale, .. } in picture.advisor.changes(&picture.snapshot, &picture.findings)
+    {
+        let Sizes { request_bytes, limit_bytes } = recommended;
+        let (policy, subject) = (picture.advisor.policy().name(), subject.to_string());
+        let kind = Kind::Recommendation { policy, subject, request_bytes, limit_bytes, rationale };
+        events.push(Event { time_ns: picture.snapshot.time, kind });
+    }
 }
 
 /// A timer whose first tick is a whole period away, and that leaves out what it missed.

@@ -41,6 +41,8 @@ pub struct Config {
     pub alerts: Alerts,
     /// How it is kept why the kernel killed processes for want of memory.
     pub oom: Oom,
+    /// How it is worked out what memory everybody should get.
+    pub advice: Advice,
     /// How the document's leak detector judges.
     pub regression: Regression,
     /// Whether to keep only the capabilities that counting takes, once attached.
@@ -118,6 +120,37 @@ pub struct Alerts {
     pub email_from: Option<String>,
     /// Who it is to.
     pub email_to: Vec<String>,
+}
+
+/// How it is worked out what memory everybody should get.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// Whether it is.
+    pub enabled: bool,
+    /// By which policy.
+    pub policy: String,
+    /// How long an interval is, whose peak and mean are kept.
+    pub interval: Duration,
+    /// For how long they are.
+    pub window: Duration,
+    /// A directory where they outlive the agent; none where they do not.
+    pub directory: Option<String>,
+    /// The most that is kept there.
+    pub max_bytes: u64,
+    /// No request is smaller.
+    pub request_min: u64,
+    /// Or larger.
+    pub request_max: u64,
+    /// No limit is smaller.
+    pub limit_min: u64,
+    /// Or larger.
+    pub limit_max: u64,
+    /// What people wish, each as SUBJECT=REQUEST:LIMIT.
+    pub overrides: Vec<String>,
+    /// What was enforced, in the same form.
+    pub enforced: Vec<String>,
+    /// What everybody is made with, as REQUEST:LIMIT.
+    pub template: Option<String>,
 }
 
 /// How it is kept why the kernel killed processes for want of memory.
@@ -347,6 +380,21 @@ impl Default for Config {
                 email_to: Vec::new(),
             },
             oom: Oom { directory: None, keep: 100 },
+            advice: Advice {
+                enabled: true,
+                policy: "rules".to_owned(),
+                interval: Duration::from_secs(60),
+                window: Duration::from_secs(24 * 3600),
+                directory: None,
+                max_bytes: 64 << 20,
+                request_min: 64 << 20,
+                request_max: 4 << 30,
+                limit_min: 128 << 20,
+                limit_max: 8 << 30,
+                overrides: Vec::new(),
+                enforced: Vec::new(),
+                template: None,
+            },
             regression: Regression::default(),
             drop_capabilities: false,
             kernel_log: LevelFilter::Warn,

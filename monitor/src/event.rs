@@ -122,6 +122,19 @@ pub enum Kind {
         /// In one line.
         summary: String,
     },
+    /// What memory a container, service or process tree should get is something else than before.
+    Recommendation {
+        /// By which policy.
+        policy: &'static str,
+        /// As tables call it.
+        subject: String,
+        /// What it should request.
+        request_bytes: u64,
+        /// Where its limit should be.
+        limit_bytes: u64,
+        /// Why, in one line.
+        rationale: String,
+    },
     /// Requests that a program counted itself.
     Requests {
         /// Who served them.

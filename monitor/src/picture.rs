@@ -2,19 +2,20 @@
 //! recording conclude the same.
 
 use crate::{
+    advise::{advisor::Advisor, histories::Page},
     alert::{
         Alert, Alerts, Standing,
         oom::{BlackBox, Stories, Story},
     },
-    config::Config,
+    config::{self, Config},
     detect::{Findings, Watch},
     ids::ProcessKey,
     model::snapshot::Snapshot,
 };
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
 /// All that is known after a tick. Its parts are of the same moment.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Picture {
     /// What was counted and read.
     pub snapshot: Arc<Snapshot>,
@@ -24,6 +25,8 @@ pub struct Picture {
     pub alerts: Arc<Standing>,
     /// Why processes were killed for want of memory.
     pub stories: Stories,
+    /// Who advises what memory everybody should get, by all until now.
+    pub advisor: Arc<Advisor>,
 }
 
 /// What is new with a picture.
@@ -33,6 +36,8 @@ pub struct News {
     pub alerts: Vec<Arc<Alert>>,
     /// Kills.
     pub stories: Vec<Arc<Story>>,
+    /// The interval of working sets that has ended.
+    pub page: Option<Page>,
 }
 
 /// Who concludes.
@@ -42,24 +47,38 @@ pub struct Judges {
     /// Judges by thresholds.
     pub alerts: Alerts,
     black_box: BlackBox,
+    /// Advises.
+    pub advisor: Arc<Advisor>,
 }
 
 impl Judges {
     /// Nothing seen yet.
-    pub fn new(config: &Config) -> Self {
-        Self {
+    ///
+    /// # Errors
+    /// A setting makes no sense.
+    pub fn new(config: &Config) -> Result<Self, config::Error> {
+        Ok(Self {
             watch: Watch::new(config.regression),
             alerts: Alerts::new(config.thresholds, config.alerts.clone()),
             black_box: BlackBox::default(),
-        }
+            advisor: Arc::new(Advisor::new(&config.advice)?),
+        })
     }
 
-    /// Takes in a snapshot, and the trees whose detectors begin anew with it.
-    pub fn take(&mut self, snapshot: Arc<Snapshot>, resets: &[ProcessKey]) -> (Picture, News) {
+    /// A picture of which nothing is concluded.
+    pub fn first(&self, snapshot: Arc<Snapshot>) -> Picture {
+        let (findings, alerts, stories) = (Arc::default(), Arc::default(), Arc::default());
+        Picture { snapshot, findings, alerts, stories, advisor: Arc::clone(&self.advisor) }
+    }
+
+    /// Takes in a snapshot, of that time of the wall clock, and the trees whose detectors begin anew with it.
+    pub fn take(&mut self, snapshot: Arc<Snapshot>, wall: SystemTime, resets: &[ProcessKey]) -> (Picture, News) {
         let findings = self.watch.take(&snapshot, resets);
-        let (alerts, told) = self.alerts.take(&snapshot, &findings);
+        let (alerts, told) = self.alerts.take(&snapshot, &findings, wall);
         let killed = self.black_box.take(&snapshot);
+        let page = self.advisor.take(&snapshot, wall);
         let stories = self.black_box.stories();
-        (Picture { snapshot, findings, alerts, stories }, News { alerts: told, stories: killed })
+        let advisor = Arc::clone(&self.advisor);
+        (Picture { snapshot, findings, alerts, stories, advisor }, News { alerts: told, stories: killed, page })
     }
 }

@@ -4,6 +4,7 @@
 //! They need root, and a machine on which loop devices and memory cgroups may be made. Only one runs at a time.
 
 mod address_space;
+mod advice;
 // A real Alertmanager, and a mail server in Python.
 #[cfg(not(feature = "vm"))]
 mod alerts;

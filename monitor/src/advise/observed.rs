@@ -1,9 +1,10 @@
 //! What was observed of a container's working set.
 
-use serde::Serialize;
+use super::past::Past;
+use serde::{Deserialize, Serialize};
 
 /// Working sets over a window, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
     /// Their mean.
     pub ws_avg_bytes: u64,
@@ -26,6 +27,18 @@ impl Observed {
             ws_max_bytes: *values.last()?,
             window_seconds,
         })
+    }
+}
+
+impl Observed {
+    /// Of the last so many seconds of a past: of the peaks of its intervals, and the mean of their means.
+    pub fn of_past(past: &Past<'_>, seconds: f64) -> Option<Self> {
+        let intervals = past.last(seconds);
+        let mut peaks: Vec<u64> = intervals.iter().map(|interval| interval.peak_bytes).collect();
+        let (first, last) = (intervals.first()?, intervals.last()?);
+        let of_peaks = Self::of(&mut peaks, last.end_seconds - (first.end_seconds - first.seconds))?;
+        let sum: u128 = intervals.iter().map(|interval| u128::from(interval.mean_bytes)).sum();
+        Some(Self { ws_avg_bytes: (sum / intervals.len() as u128) as u64, ..of_peaks })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What was observed of a subject's working set: all that a policy may look at.
 
+use crate::detect::Point;
 use serde::{Deserialize, Serialize};
 
 /// Memory over a stretch of time.
@@ -13,6 +14,13 @@ pub struct Interval {
     pub peak_bytes: u64,
     /// The mean of its samples.
     pub mean_bytes: u64,
+}
+
+impl Interval {
+    /// Its mean, as detectors take it.
+    pub fn point(&self) -> Point {
+        Point { time_seconds: self.end_seconds, working_set_bytes: self.mean_bytes, ..Point::default() }
+    }
 }
 
 /// The kernel killed a process of it for want of memory.

@@ -50,7 +50,7 @@ impl Proposals {
 }
 
 /// Who wants a container to have a request or a limit. Of several the first counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Wish {
     /// A person, for this container.

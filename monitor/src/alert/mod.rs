@@ -36,7 +36,7 @@ use serde::Serialize;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use usual::Usual;
 
@@ -145,7 +145,7 @@ impl Alerts {
     pub fn remember(&mut self, learned: Learned) {
         let is_on = self.settings.enabled && Rule::Deviation.is_on(&self.thresholds);
         let (days, threshold) = (self.settings.learn_days, self.thresholds.deviation);
-        self.usual = is_on.then(|| Usual::new(days, threshold, learned, BootTime::wall));
+        self.usual = is_on.then(|| Usual::new(days, threshold, learned));
     }
 
     /// What was learned of what is usual; none where nothing is to be.
@@ -153,9 +153,14 @@ impl Alerts {
         self.usual.as_ref().map(Usual::learned)
     }
 
-    /// Takes in a snapshot and what the detectors claim after it. Tells how all stand, and which began, became worse or were over
-    /// with it.
-    pub fn take(&mut self, snapshot: &Snapshot, findings: &Findings) -> (Arc<Standing>, Vec<Arc<Alert>>) {
+    /// Takes in a snapshot, of that time of the wall clock, and what the detectors claim after it. Tells how all stand, and which
+    /// began, became worse or were over with it.
+    pub fn take(
+        &mut self,
+        snapshot: &Snapshot,
+        findings: &Findings,
+        wall: SystemTime,
+    ) -> (Arc<Standing>, Vec<Arc<Alert>>) {
         if !self.settings.enabled {
             return (Arc::new(Standing { time: snapshot.time, ..Standing::default() }), Vec::new());
         }
@@ -178,7 +183,7 @@ impl Alerts {
         each_leak(findings, &mut show);
         each_kill(snapshot, &mut show);
         if let Some(usual) = &mut usual {
-            usual.each(snapshot, &subjects, &mut show);
+            usual.each(snapshot, wall, &subjects, &mut show);
         }
         (self.recent, self.idle, self.usual) = (recent, idle, usual);
         self.end_others(snapshot, &mut news);

@@ -14,6 +14,8 @@ use crate::{
 };
 
 const SECOND: u64 = 1_000_000_000;
+/// No rule here goes by the time of day.
+const NOON: SystemTime = SystemTime::UNIX_EPOCH;
 
 /// A machine that goes on, second by second.
 struct Machine {
@@ -36,7 +38,7 @@ impl Machine {
             self.second += 1;
             let (time, number) = (BootTime(self.second * SECOND), self.second);
             let snapshot = Snapshot { time, number, tick: Duration::from_secs(1), ..snapshot.clone() };
-            let (standing, news) = self.alerts.take(&snapshot, &Findings::default());
+            let (standing, news) = self.alerts.take(&snapshot, &Findings::default(), NOON);
             assert_eq!(standing.time, time);
             lines.extend(news.iter().map(|alert| {
                 format!("{} {} {}: {}", self.second, alert.state.name(), alert.severity.name(), alert.summary)
@@ -327,12 +329,12 @@ fn whom_the_kernel_killed_is_told_and_over_when_nobody_is_told_of_it_any_more() 
 fn a_detectors_claim_is_told_as_long_as_it_is_made() {
     let (mut alerts, findings) = (Machine::new(|_| ()).alerts, fixtures::findings());
     let at = |number| Snapshot { number, time: BootTime(number * SECOND), ..calm() };
-    let (_, news) = alerts.take(&at(1), &findings);
+    let (_, news) = alerts.take(&at(1), &findings, NOON);
     let told: Vec<_> = news.iter().map(|alert| (alert.rule, alert.state, alert.severity)).collect();
     assert_eq!(told, [(Rule::Leak, State::Firing, Severity::Warning)]);
     assert!(news[0].summary.contains("python3 train.py --epochs 3 (10) leaks 3.5 GiB per hour"), "{}", news[0].summary);
-    assert_eq!(alerts.take(&at(2), &findings).1, []);
-    let (standing, news) = alerts.take(&at(3), &Findings::default());
+    assert_eq!(alerts.take(&at(2), &findings, NOON).1, []);
+    let (standing, news) = alerts.take(&at(3), &Findings::default(), NOON);
     assert_eq!((news.len(), news[0].state), (1, State::Resolved));
     assert_eq!(standing.alerts, news);
 }
@@ -346,6 +348,6 @@ fn what_there_is_no_room_for_is_counted() {
     });
     snapshot.gpus = crowd.collect();
     let mut alerts = Machine::new(|_| ()).alerts;
-    let (standing, _) = alerts.take(&snapshot, &Findings::default());
+    let (standing, _) = alerts.take(&snapshot, &Findings::default(), NOON);
     assert_eq!((standing.alerts.len(), standing.left_out), (MOST, 3));
 }

@@ -17,7 +17,6 @@ use crate::{
         resources,
         snapshot::{Cgroup, Snapshot},
     },
-    time::BootTime,
     units::{human_bytes, human_count},
 };
 use serde::{Deserialize, Serialize};
@@ -125,7 +124,6 @@ impl Metric {
 pub(super) struct Usual {
     days: u32,
     threshold: f64,
-    clock: fn(BootTime) -> SystemTime,
     learned: Learned,
     minutes: HashMap<Key, Minute>,
 }
@@ -221,9 +219,9 @@ fn expected(hours: &[Hour; HOURS], metric: Metric, (day, of_day): (u64, Duration
 
 impl Usual {
     /// Goes on with what was learned before.
-    pub(super) fn new(days: u32, threshold: f64, learned: Learned, clock: fn(BootTime) -> SystemTime) -> Self {
+    pub(super) fn new(days: u32, threshold: f64, learned: Learned) -> Self {
         let learned = Some(learned).filter(|learned| learned.version == VERSION).unwrap_or_default();
-        Self { days, threshold, clock, learned, minutes: HashMap::new() }
+        Self { days, threshold, learned, minutes: HashMap::new() }
     }
 
     /// What was learned until now.
@@ -232,11 +230,11 @@ impl Usual {
     }
 
     /// Learns from a snapshot, and shows how far everybody is from what is usual.
-    pub(super) fn each(&mut self, snapshot: &Snapshot, subjects: &[&Arc<Cgroup>], show: Show<'_>) {
-        self.one(snapshot, Key::Host, &of_host(snapshot), &|| Subject::Host, show);
+    pub(super) fn each(&mut self, snapshot: &Snapshot, wall: SystemTime, subjects: &[&Arc<Cgroup>], show: Show<'_>) {
+        self.one(snapshot, wall, Key::Host, &of_host(snapshot), &|| Subject::Host, show);
         for cgroup in subjects {
             let subject = || detect::cgroup_subject(cgroup);
-            self.one(snapshot, Key::Cgroup(cgroup.id), &of_cgroup(cgroup), &subject, show);
+            self.one(snapshot, wall, Key::Cgroup(cgroup.id), &of_cgroup(cgroup), &subject, show);
         }
         for gpu in &snapshot.gpus {
             let key = Key::Gpu(gpu.uuid.clone().unwrap_or_else(|| gpu.index.to_string()));
@@ -245,7 +243,7 @@ impl Usual {
                 (Metric::GpuMemoryBytes, gpu.memory.used_bytes.map(|bytes| bytes as f64)),
             ];
             let subject = || Subject::Gpu { index: gpu.index, uuid: gpu.uuid.clone() };
-            self.one(snapshot, key, &values, &subject, show);
+            self.one(snapshot, wall, key, &values, &subject, show);
         }
         self.minutes.retain(|_, minute| minute.snapshot == snapshot.number);
     }
@@ -253,6 +251,7 @@ impl Usual {
     fn one(
         &mut self,
         snapshot: &Snapshot,
+        wall: SystemTime,
         key: Key,
         values: &[(Metric, Option<f64>)],
         subject: &dyn Fn() -> Subject,
@@ -270,7 +269,7 @@ impl Usual {
         if minute.seconds >= INTERVAL.as_secs_f64() {
             let whole = std::mem::take(&mut minute.seconds);
             let sums = std::mem::take(&mut minute.sums);
-            let seen = self.end_minute(&subject().label(), sums.map(|sum| Some(sum? / whole)), snapshot.time);
+            let seen = self.end_minute(&subject().label(), sums.map(|sum| Some(sum? / whole)), wall);
             if let Some(minute) = self.minutes.get_mut(&key) {
                 minute.seen = seen;
             }
@@ -290,10 +289,10 @@ impl Usual {
         &mut self,
         label: &str,
         means: [Option<f64>; Metric::ALL.len()],
-        time: BootTime,
+        wall: SystemTime,
     ) -> [Option<Seen>; Metric::ALL.len()] {
         const DAY: u64 = 24 * 3600;
-        let wall = (self.clock)(time).duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let wall = wall.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         // A minute is of the time when most of it was.
         let middle = wall.saturating_sub(INTERVAL / 2);
         let (day, of_day) = (middle.as_secs() / DAY, Duration::from_secs(middle.as_secs() % DAY));

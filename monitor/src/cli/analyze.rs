@@ -1,19 +1,13 @@
 //! `monitor analyze`: whose memory leaks, by tables of samples or by recordings. One pass; what is kept of a subject is bounded.
 
-mod csv;
-mod recording;
 mod subjects;
 
-pub(super) use csv::Malformed;
-
-use super::{exit, settings::Source, written};
+use super::{exit, samples, settings::Source, written};
 use crate::{
     detect::{Judgement, Verdict},
-    history::Recording,
     output::fit,
     units::{human_bytes, human_duration},
 };
-use anyhow::Context as _;
 use clap::ValueEnum;
 use serde_json::Value;
 use std::{
@@ -93,8 +87,7 @@ impl FailOn {
 }
 
 fn read(path: &Path, subjects: &mut Subjects) -> anyhow::Result<()> {
-    let is_recording = Recording::is_at(path).with_context(|| format!("cannot read {}", path.display()))?;
-    if is_recording { recording::read(path, subjects) } else { csv::read(path, subjects) }
+    samples::read(path, &mut |name, point, calendar| subjects.push(name, point, calendar))
 }
 
 fn json(judged: &[Judged<'_>]) -> anyhow::Result<String> {
@@ -121,7 +114,7 @@ fn show_times(value: &mut Value) {
     let Value::Object(fields) = value else { return };
     for (name, value) in fields {
         match value.as_f64() {
-            Some(seconds) if name == "since" => *value = csv::show_time(seconds).into(),
+            Some(seconds) if name == "since" => *value = samples::show_time(seconds).into(),
             _ => show_times(value),
         }
     }
@@ -137,7 +130,7 @@ fn table(judged: &[Judged<'_>]) -> String {
             estimate.map_or_else(|| "-".to_owned(), |estimate| signed_bytes(estimate.value))
         };
         let left = judgement.seconds_to_limit.and_then(|left| Duration::try_from_secs_f64(left.value).ok());
-        let since = if *calendar { csv::show_time(judgement.since) } else { judgement.since.to_string() };
+        let since = if *calendar { samples::show_time(judgement.since) } else { judgement.since.to_string() };
         let _ = writeln!(
             text,
             "{:<NAME_WIDTH$}  {:<12} {:>3.0}%  {:>14}  {:>14}  {:>12}  {since}",

@@ -81,6 +81,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     config.console = false;
     // What becomes of the command is told at its end, and the node's own agent tells of the node.
     config.alerts.enabled = false;
+    config.advice.enabled = false;
     let json = json.map(|path| Json::create(&path)).transpose()?;
     // Before there is any other thread.
     let held = Held::fork(&command).context("cannot make a process for the command")?;

@@ -8,8 +8,10 @@ mod exec;
 mod findings;
 mod oom;
 mod query;
+mod recommend;
 mod record;
 mod run;
+mod samples;
 mod settings;
 
 use crate::{config::Error as ConfigError, serve::ClaimError};
@@ -43,6 +45,7 @@ Examples:
   monitor findings                             who leaks memory, how fast, and when it will be at its limit
   monitor alerts                               who waits for disks, whose memory is short, which GPUs idle, and why
   monitor oom                                  why the kernel killed: whose limit, who grew, whom it hit
+  monitor recommend                            what memory request and limit each container should get, and why
   sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
   monitor analyze night.rec                    whose memory leaked meanwhile
   sudo monitor exec --fail-on leak -- ./soak   tell what became of a command's memory; fail where it leaks
@@ -59,6 +62,7 @@ enum Command {
     Findings(findings::Arguments),
     Alerts(alerts::Arguments),
     Oom(oom::Arguments),
+    Recommend(recommend::Arguments),
     Analyze(analyze::Arguments),
     Exec(exec::Arguments),
     Doctor(doctor::Arguments),
@@ -76,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Findings(arguments) => findings::run(&arguments),
         Command::Alerts(arguments) => alerts::run(arguments),
         Command::Oom(arguments) => oom::run(&arguments),
+        Command::Recommend(arguments) => recommend::run(arguments),
         Command::Analyze(arguments) => analyze::run(arguments),
         Command::Exec(arguments) => exec::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
@@ -94,7 +99,7 @@ pub fn main() -> ExitCode {
 fn exit_code(error: &anyhow::Error) -> u8 {
     let is_usage = |cause: &(dyn std::error::Error + 'static)| {
         cause.is::<ConfigError>()
-            || cause.is::<analyze::Malformed>()
+            || cause.is::<samples::Malformed>()
             || matches!(cause.downcast_ref(), Some(ClaimError::UnknownGroup { .. }))
     };
     if error.chain().any(is_usage) { exit::USAGE } else { exit::FAILED }

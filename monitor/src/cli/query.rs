@@ -104,6 +104,14 @@ impl Asked {
     }
 }
 
+/// What the agent at a socket answers, understood.
+pub(super) fn asked_agent<T: DeserializeOwned>(socket: &Path, path: &Uri) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    let mut answer = Vec::new();
+    runtime.block_on(ask(socket, path, None, &mut answer))?;
+    serde_json::from_slice(&answer).context("the agent's answer is not understood")
+}
+
 /// Asks a recording as [`ask`] asks an agent. What of it cannot be read is told on standard error.
 async fn ask_recording(
     from: &Path,
@@ -114,8 +122,10 @@ async fn ask_recording(
 ) -> anyhow::Result<()> {
     let recording = Recording::open(from)?;
     recording.remarks().iter().for_each(|remark| log::warn!("{remark}"));
-    let recorded =
-        recording.replay(at, ["/v1/events", "/v1/findings", "/v1/alerts", "/v1/oom"].contains(&path.path()))?;
+    let recorded = recording.replay(
+        at,
+        ["/v1/events", "/v1/findings", "/v1/alerts", "/v1/oom", "/v1/recommendations"].contains(&path.path()),
+    )?;
     let response = serve::answer_recorded(recorded, path).await;
     tell(response, printer, out).await.with_context(|| format!("asking {} for {path}", from.display()))
 }

@@ -25,6 +25,7 @@ const OF_ONE_AGENT: &[&str] = &[
     "alerts.email_server",
     "oom.directory",
     "alerts.learned",
+    "advice.directory",
 ];
 
 /// Where the configuration comes from.

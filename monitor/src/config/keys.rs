@@ -37,6 +37,8 @@ pub enum Slot<'a> {
     Path(&'a mut PathBuf),
     /// A name, or empty for none.
     Name(&'a mut Option<String>),
+    /// A name, never empty.
+    Word(&'a mut String),
     /// Names, with commas between them; or none.
     Names(&'a mut Vec<String>),
     /// An address and port of the loopback interface, or empty for none.
@@ -257,6 +259,47 @@ fn general() -> Vec<Key> {
         ),
         key(Some("alerts"), "email_from", "who the mail is from", |c| Slot::Name(&mut c.alerts.email_from)),
         key(Some("alerts"), "email_to", "who it is to, with commas", |c| Slot::Names(&mut c.alerts.email_to)),
+        key(Some("advice"), "enabled", "work out what memory everybody should get", |c| {
+            Slot::Switch(&mut c.advice.enabled)
+        }),
+        key(Some("advice"), "policy", "how: rules, vpa, krr or peaks", |c| Slot::Word(&mut c.advice.policy)),
+        key(Some("advice"), "interval", "the time whose largest and mean working set are kept", |c| {
+            Slot::Duration(&mut c.advice.interval, 1000 * MILLISECOND..=HOUR)
+        }),
+        key(Some("advice"), "window", "for how long they are kept: what advice rests on", |c| {
+            Slot::Duration(&mut c.advice.window, HOUR / 4..=14 * 24 * HOUR)
+        }),
+        key(Some("advice"), "directory", "where they outlive the agent; empty for nowhere", |c| {
+            Slot::Name(&mut c.advice.directory)
+        }),
+        key(Some("advice"), "max_bytes", "the most that is kept there", |c| {
+            Slot::Bytes(&mut c.advice.max_bytes, 1 << 20..=1 << 40)
+        }),
+        key(Some("advice"), "request_min", "no request is smaller", |c| {
+            Slot::Bytes(&mut c.advice.request_min, 0..=1 << 50)
+        }),
+        key(Some("advice"), "request_max", "no request is larger", |c| {
+            Slot::Bytes(&mut c.advice.request_max, 0..=1 << 50)
+        }),
+        key(Some("advice"), "limit_min", "no limit is smaller", |c| Slot::Bytes(&mut c.advice.limit_min, 0..=1 << 50)),
+        key(Some("advice"), "limit_max", "no limit is larger, unless the request is", |c| {
+            Slot::Bytes(&mut c.advice.limit_max, 0..=1 << 50)
+        }),
+        key(
+            Some("advice"),
+            "overrides",
+            "sizes that go before all advice, with commas: SUBJECT=REQUEST:LIMIT, such as shop/*=256Mi:512Mi",
+            |c| Slot::Names(&mut c.advice.overrides),
+        ),
+        key(Some("advice"), "enforced", "sizes that somebody has enforced, in the same form", |c| {
+            Slot::Names(&mut c.advice.enforced)
+        }),
+        key(
+            Some("advice"),
+            "template",
+            "what everybody is made with: REQUEST:LIMIT; empty where that is not known",
+            |c| Slot::Name(&mut c.advice.template),
+        ),
         key(Some("gpu"), "interval", "time from one reading of the GPUs to the next", |c| {
             Slot::Duration(&mut c.gpu.interval, 100 * MILLISECOND..=HOUR)
         }),
@@ -405,6 +448,7 @@ impl Slot<'_> {
         match self {
             Self::Path(path) => *path = (!text.is_empty()).then(|| PathBuf::from(text))?,
             Self::Name(name) => *name = (!text.is_empty()).then(|| text.to_owned()),
+            Self::Word(word) => *word = (!text.is_empty()).then(|| text.to_owned())?,
             Self::Names(names) => {
                 *names = text.split(',').map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect();
             }
@@ -438,6 +482,7 @@ impl Slot<'_> {
         match self {
             Self::Path(path) => path.display().to_string(),
             Self::Name(name) => name.as_deref().unwrap_or_default().to_owned(),
+            Self::Word(word) => (*word).clone(),
             Self::Names(names) => names.join(","),
             Self::Loopback(address) => address.map(|address| address.to_string()).unwrap_or_default(),
             Self::Switch(switch) => switch.to_string(),
@@ -456,7 +501,7 @@ impl Slot<'_> {
     pub fn allowed(&self) -> String {
         match self {
             Self::Path(_) => "a path".to_owned(),
-            Self::Name(_) => "a name in quotes".to_owned(),
+            Self::Name(_) | Self::Word(_) => "a name in quotes".to_owned(),
             Self::Names(_) => "names in quotes, with commas between them".to_owned(),
             Self::Loopback(_) => "a loopback address with its port, such as \"127.0.0.1:9117\", or \"\"".to_owned(),
             Self::Switch(_) => "true or false".to_owned(),

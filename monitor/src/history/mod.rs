@@ -155,6 +155,9 @@ pub enum Error {
         /// Which.
         path: PathBuf,
     },
+    /// Settings that make no sense: of nobody, as a recording is read by those that nobody has set.
+    #[error(transparent)]
+    Settings(#[from] crate::config::Error),
     /// A moment before the recording.
     #[error("{} begins later, at {begin}, and ends at {end}", path.display())]
     TooEarly {

@@ -22,6 +22,7 @@ use std::{
     os::unix::fs::FileExt as _,
     path::{Path, PathBuf},
     sync::Arc,
+    time::{Duration, SystemTime},
 };
 
 /// Events that are kept of a recording: the last ones before the moment.
@@ -107,7 +108,7 @@ impl Recording {
         let end = moment::find(at, self.frames.iter().map(|frame| &frame.head)).ok_or_else(|| self.nothing_there())?;
         let chapter = || self.frames[..end].iter().rposition(|frame| frame.head.is_checkpoint());
         let start = if whole { 0 } else { chapter().unwrap_or_default() };
-        let mut player = Player::new();
+        let mut player = Player::new()?;
         self.play(&self.frames[start..=end], &mut player, |_, _| ())?;
         player.recorded().ok_or_else(|| self.nothing_there())
     }
@@ -117,7 +118,7 @@ impl Recording {
     /// # Errors
     /// It cannot be read, or what is written is not understood.
     pub fn for_each_snapshot(&self, mut look: impl FnMut(u64, &Snapshot)) -> Result<(), Error> {
-        self.play(&self.frames, &mut Player::new(), |player, time_ns| {
+        self.play(&self.frames, &mut Player::new()?, |player, time_ns| {
             if let (Some(time_ns), Some(picture)) = (time_ns, player.picture.take()) {
                 look(time_ns, &picture.snapshot);
             }
@@ -137,6 +138,9 @@ impl Recording {
             bytes.resize(frame.head.frame_bytes(), 0);
             let read = file.read_exact_at(&mut bytes, frame.offset);
             read.map_err(|source| Error::Read { path: path.clone(), source })?;
+            if let Some(time_ns) = frame.head.time_ns() {
+                player.wall = SystemTime::UNIX_EPOCH + Duration::from_nanos(time_ns);
+            }
             player.play(&bytes).map_err(|reason| Error::Content { path: path.clone(), reason })?;
             after(player, frame.head.time_ns());
         }
@@ -189,6 +193,8 @@ impl Recording {
 
 /// A model that is driven by entries.
 struct Player {
+    /// When the snapshot was taken that ends the frame.
+    wall: SystemTime,
     chain: Chain,
     books: Books,
     stage: Option<(Origin, Model)>,
@@ -200,17 +206,18 @@ struct Player {
 }
 
 impl Player {
-    fn new() -> Self {
-        Self {
+    fn new() -> Result<Self, Error> {
+        Ok(Self {
+            wall: SystemTime::UNIX_EPOCH,
             chain: Chain::default(),
             books: Books::default(),
             stage: None,
             last: Arc::default(),
             resets: Vec::new(),
-            judges: Judges::new(&Config::default()),
+            judges: Judges::new(&Config::default())?,
             picture: None,
             events: EventLog::new(EVENTS),
-        }
+        })
     }
 
     /// Plays one frame. An error says what is not understood.
@@ -249,7 +256,7 @@ impl Player {
             }
             Entry::Snapshot => {
                 let snapshot = Arc::new(model.snapshot(&self.last));
-                let (picture, _) = self.judges.take(snapshot, &mem::take(&mut self.resets));
+                let (picture, _) = self.judges.take(snapshot, self.wall, &mem::take(&mut self.resets));
                 self.picture = Some(picture);
             }
         }

@@ -1,6 +1,7 @@
 //! A small machine, made up, for tests of what is shown: every source but `address_space` counts.
 
 use crate::{
+    advise::advisor::Advisor,
     alert::{
         Alerts, Standing,
         oom::{BlackBox, Stories},
@@ -26,7 +27,7 @@ use crate::{
 use monitor_common::{address_space, page_fault};
 use std::{
     sync::{Arc, LazyLock},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 const SECOND: u64 = 1_000_000_000;
@@ -73,7 +74,8 @@ pub(crate) fn snapshot() -> Snapshot {
 
 /// All of that machine, though its parts are not of one moment.
 pub(crate) fn picture(snapshot: Snapshot) -> Picture {
-    Picture { snapshot: Arc::new(snapshot), findings: findings(), alerts: alerts(), stories: stories() }
+    let advisor = Arc::new(Advisor::new(&Config::default().advice).unwrap());
+    Picture { snapshot: Arc::new(snapshot), findings: findings(), alerts: alerts(), stories: stories(), advisor }
 }
 
 /// What is claimed after eleven minutes in which the first tree grew by a mebibyte a second.
@@ -92,7 +94,9 @@ pub(crate) fn findings() -> Arc<Findings> {
 pub(crate) fn alerts() -> Arc<Standing> {
     let mut config = Config::default();
     (config.thresholds.memory_warning, config.alerts.hold) = (0.3, Duration::ZERO);
-    Alerts::new(config.thresholds, config.alerts).take(&snapshot_with_memory(), &Findings::default()).0
+    Alerts::new(config.thresholds, config.alerts)
+        .take(&snapshot_with_memory(), &Findings::default(), SystemTime::UNIX_EPOCH)
+        .0
 }
 
 /// Why a process of that machine was killed.

@@ -53,6 +53,7 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
         "/v1/oom",
         "why the kernel killed processes for want of memory: the limit, who grew, and whom it hit; the latest first",
     ),
+    (RECOMMENDATIONS, "what memory request and limit each container, service and process tree should get; ?policy="),
     (STATS, "memory and processes of the asking process's tree, for a server to forward; ?pid="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     (
@@ -73,6 +74,9 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
 
 /// What a server forwards of itself.
 pub(super) const STATS: &str = "/v1/stats";
+
+/// What memory everybody should get.
+const RECOMMENDATIONS: &str = "/v1/recommendations";
 
 /// Takes POST only.
 pub(super) const MARKS: &str = "/v1/marks";
@@ -154,6 +158,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/findings", get(findings))
         .route("/v1/alerts", get(alerts))
         .route("/v1/oom", get(oom))
+        .route(RECOMMENDATIONS, get(recommendations))
         .route(STATS, get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
@@ -254,6 +259,16 @@ async fn oom(State(shared): State<Shared>, given: Given) -> Result<Response, Pro
     select::no_parameters(given.parameters())?;
     let picture = shared.picture();
     Ok(answer::document(&json!({ "time_ns": picture.snapshot.time, "stories": *picture.stories })))
+}
+
+async fn recommendations(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    let picture = shared.picture();
+    let policy = select::policy(given.parameters())?.unwrap_or_else(|| picture.advisor.policy());
+    // It takes its time: as much as there is history.
+    let work = move || picture.advisor.advise(policy, &picture.snapshot, &picture.findings);
+    let advice = tokio::task::spawn_blocking(work).await;
+    let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "working it out has failed");
+    Ok(answer::document(&advice.map_err(failed)?))
 }
 
 async fn host(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {

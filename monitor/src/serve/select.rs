@@ -7,6 +7,7 @@ use super::{
     view::{Context, Listed},
 };
 use crate::{
+    advise::policy::Policy,
     ids::Tgid,
     model::{
         container::{Container, SHORT_ID},
@@ -178,6 +179,18 @@ pub(super) fn pid(parameters: &Parameters) -> Result<Option<Tgid>, Problem> {
         [] => Ok(None),
         [(name, value)] if name == "pid" => Ok(Some(Tgid(number(name, value)?))),
         [(name, _), ..] => Err(unknown(name, &["pid"])),
+    }
+}
+
+/// The one parameter `policy` of the recommendations.
+pub(super) fn policy(parameters: &Parameters) -> Result<Option<Policy>, Problem> {
+    refuse_repeated(parameters)?;
+    match parameters {
+        [] => Ok(None),
+        [(name, value)] if name == "policy" => Policy::named(value).map(Some).ok_or_else(|| {
+            Problem::query(format!("policy={value}: it takes {}", Policy::ALL.map(Policy::name).join(", ")))
+        }),
+        [(name, _), ..] => Err(unknown(name, &["policy"])),
     }
 }
 

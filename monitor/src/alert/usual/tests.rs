@@ -1,9 +1,16 @@
 //! Weeks of made-up machines: what is told of them, how soon, and how often wrongly.
 
 use super::*;
-use crate::model::usage::{CpuShares, HostUsage};
+use crate::{
+    model::usage::{CpuShares, HostUsage},
+    time::BootTime,
+};
 
 const DAY: u64 = 24 * 3600;
+
+fn at(seconds: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+}
 
 /// Noise that can be repeated: as if drawn from a normal distribution.
 struct Noise(u64);
@@ -33,8 +40,7 @@ impl Machine {
         let mut config = crate::config::Config::default();
         config.thresholds.alert_deviation = true;
         let mut alerts = super::super::Alerts::new(config.thresholds, config.alerts);
-        let clock = |time: BootTime| SystemTime::UNIX_EPOCH + Duration::from_nanos(time.0);
-        alerts.usual = Some(Usual::new(3, 6.0, learned.unwrap_or_default(), clock));
+        alerts.remember(learned.unwrap_or_default());
         Self { alerts, minute: 0, noise: (Noise(7), 0.0), told: Vec::new() }
     }
 
@@ -50,7 +56,7 @@ impl Machine {
             host_usage: Some(Arc::new(usage)),
             ..Snapshot::default()
         };
-        let (_, news) = self.alerts.take(&snapshot, &detect::Findings::default());
+        let (_, news) = self.alerts.take(&snapshot, &detect::Findings::default(), at(self.minute * 60));
         self.told.extend(news.iter().map(|alert| (self.minute, format!("{} {}", alert.state.name(), alert.summary))));
     }
 
@@ -145,13 +151,12 @@ fn nothing_is_told_before_it_was_seen_on_enough_days_and_what_was_learned_is_kep
 
 #[test]
 fn who_is_too_many_is_left_out_and_who_has_gone_for_two_weeks_makes_room() {
-    let clock = |time: BootTime| SystemTime::UNIX_EPOCH + Duration::from_nanos(time.0);
-    let mut usual = Usual::new(3, 6.0, Learned::default(), clock);
+    let mut usual = Usual::new(3, 6.0, Learned::default());
     let means = [Some(1.0); Metric::ALL.len()];
     for number in 0..MOST + 10 {
-        usual.end_minute(&number.to_string(), means, BootTime(60_000_000_000));
+        usual.end_minute(&number.to_string(), means, at(60));
     }
     assert_eq!(usual.learned.subjects.len(), MOST);
-    usual.end_minute("late", means, BootTime(16 * DAY * 1_000_000_000));
+    usual.end_minute("late", means, at(16 * DAY));
     assert_eq!(usual.learned.subjects.len(), 1);
 }

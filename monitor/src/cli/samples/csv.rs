@@ -1,6 +1,6 @@
 //! Samples as a table with a header. A line that cannot be read ends it all: what is left out unseen would bend a verdict.
 
-use super::subjects::Subjects;
+use super::Take;
 use crate::detect::Point;
 use anyhow::Context as _;
 use csv::ByteRecord;
@@ -31,8 +31,8 @@ struct Columns {
     oom_kills_total: Option<usize>,
 }
 
-/// Reads a table into its subjects.
-pub(super) fn read(path: &Path, subjects: &mut Subjects) -> anyhow::Result<()> {
+/// Reads a table.
+pub(super) fn read(path: &Path, take: Take<'_>) -> anyhow::Result<()> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).buffer_capacity(1 << 18).from_reader(file);
     let malformed = |line, message| Malformed { path: path.to_owned(), line, message };
@@ -42,13 +42,13 @@ pub(super) fn read(path: &Path, subjects: &mut Subjects) -> anyhow::Result<()> {
     while reader.read_byte_record(&mut record).map_err(|error| failed(path, error))? {
         let line = record.position().map_or(0, csv::Position::line);
         let (name, point, calendar) = columns.read(&record).map_err(|message| malformed(line, message))?;
-        subjects.push(name, &point, calendar);
+        take(name, &point, calendar);
     }
     Ok(())
 }
 
 /// A time of a calendar for people, to the millisecond.
-pub(super) fn show_time(seconds: f64) -> String {
+pub(in crate::cli) fn show_time(seconds: f64) -> String {
     let time = Timestamp::from_nanosecond((seconds * 1e9) as i128).unwrap_or_default();
     if seconds.fract() == 0.0 { time.to_string() } else { format!("{time:.3}") }
 }
@@ -137,7 +137,6 @@ fn time(text: &str) -> Result<(f64, bool), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::detect::Settings;
     use proptest::prelude::*;
     use std::fs;
 
@@ -148,7 +147,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("a.csv");
         fs::write(&path, text).unwrap();
-        let error = read(&path, &mut Subjects::new(Settings::default())).err()?;
+        let error = read(&path, &mut |_, _, _| ()).err()?;
         assert_eq!(crate::cli::exit_code(&error), 2, "{error:#}");
         Some(format!("{error:#}").replace(&path.display().to_string(), "FILE"))
     }
