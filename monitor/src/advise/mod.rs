@@ -1,9 +1,18 @@
 //! What memory a container should get. Pure: time and what was observed are arguments.
 
+pub mod backtest;
+pub mod fixed_limits;
+pub mod guardrails;
+mod krr;
+pub mod life;
 pub mod observed;
 pub mod past;
+mod peaks;
+pub mod policy;
 pub mod proposal;
 pub mod rules;
+mod vpa;
+mod window;
 
 use serde::{Deserialize, Serialize};
 

@@ -1,38 +1,18 @@
 //! The rules of the auto-tuning document: request and limit by the 95th percentile, the mean and the largest working set.
 
-use super::{MEBIBYTE, Sizes, observed::Observed};
-use std::ops::RangeInclusive;
+pub use super::guardrails::{Guardrails, Recommendation, quantity};
 
-/// Request and limit are rounded up to multiples of this.
-const STEP_BYTES: u64 = 16 * MEBIBYTE;
+use super::{
+    MEBIBYTE,
+    guardrails::{Draft, percent},
+    observed::Observed,
+    past::{Interval, Kill},
+    policy::{Follow, Settings},
+    window::Window,
+};
+
 /// No request is smaller, whatever was observed.
 const LEAST_REQUEST_BYTES: u64 = 64 * MEBIBYTE;
-
-/// Between which values request and limit must be, in bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guardrails {
-    /// The request.
-    pub request: RangeInclusive<u64>,
-    /// The limit.
-    pub limit: RangeInclusive<u64>,
-}
-
-impl Default for Guardrails {
-    fn default() -> Self {
-        Self { request: 64 * MEBIBYTE..=4096 * MEBIBYTE, limit: 128 * MEBIBYTE..=8192 * MEBIBYTE }
-    }
-}
-
-/// What the rules say.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Recommendation {
-    /// By the formulas alone.
-    pub raw: Sizes,
-    /// Rounded up and clamped: what to set.
-    pub recommended: Sizes,
-    /// Why, in one line.
-    pub rationale: String,
-}
 
 /// What a container should get by what was observed of it:
 ///
@@ -44,6 +24,10 @@ pub struct Recommendation {
 /// each then rounded up to 16 Mi and clamped. The limit is made of the request as it was before that, as the document's example
 /// has it, and never ends below the request.
 pub fn recommend(observed: &Observed, guardrails: &Guardrails) -> Recommendation {
+    draft(observed).recommendation(None, guardrails)
+}
+
+fn draft(observed: &Observed) -> Draft {
     let bases = [
         (percent(observed.ws_p95_bytes, 120), "p95-based with 20% headroom"),
         (percent(observed.ws_avg_bytes, 150), "mean-based with 50% headroom"),
@@ -51,46 +35,48 @@ pub fn recommend(observed: &Observed, guardrails: &Guardrails) -> Recommendation
     ];
     // Of equal ones the first.
     let (request_bytes, basis) = bases.into_iter().rev().max_by_key(|(bytes, _)| *bytes).unwrap_or_default();
-    let limit_bytes = percent(observed.ws_max_bytes, 110).max(percent(request_bytes, 150));
-    let raw = Sizes { request_bytes, limit_bytes };
-    let rounded = Sizes { request_bytes: rounded_up(request_bytes), limit_bytes: rounded_up(limit_bytes) };
-    let recommended = clamped(rounded, guardrails);
-    let mut rationale =
-        format!("{basis}; rounded to {} and {}", quantity(rounded.request_bytes), quantity(rounded.limit_bytes));
-    if recommended != rounded {
-        let (request, limit) = (quantity(recommended.request_bytes), quantity(recommended.limit_bytes));
-        rationale += &format!("; clamped to {request} and {limit}");
+    Draft::new(request_bytes, percent(observed.ws_max_bytes, 110).max(percent(request_bytes, 150)), basis)
+}
+
+/// The rules over two windows: of each statistic the larger counts. So growth is answered within minutes, by the short window, and
+/// what is needed once in a while is not forgotten, by the long one.
+pub(super) struct Rules {
+    windows: [Window; 2],
+}
+
+impl Rules {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self { windows: [settings.short_seconds, settings.long_seconds].map(Window::new) }
     }
-    Recommendation { raw, recommended, rationale }
+
+    fn observed(&self) -> Option<Observed> {
+        let [short, long] = &self.windows;
+        let (short, long) = (short.observed()?, long.observed()?);
+        Some(Observed {
+            ws_avg_bytes: short.ws_avg_bytes.max(long.ws_avg_bytes),
+            ws_p95_bytes: short.ws_p95_bytes.max(long.ws_p95_bytes),
+            ws_max_bytes: short.ws_max_bytes.max(long.ws_max_bytes),
+            window_seconds: short.window_seconds.max(long.window_seconds),
+        })
+    }
 }
 
-/// So many per cent of a size, rounded up to a whole byte.
-fn percent(bytes: u64, percent: u64) -> u64 {
-    let share = (u128::from(bytes) * u128::from(percent)).div_ceil(100);
-    u64::try_from(share).unwrap_or(u64::MAX)
-}
+impl Follow for Rules {
+    fn push(&mut self, interval: &Interval) {
+        self.windows.iter_mut().for_each(|window| window.push(interval));
+    }
 
-fn rounded_up(bytes: u64) -> u64 {
-    bytes.checked_next_multiple_of(STEP_BYTES).unwrap_or(u64::MAX - u64::MAX % STEP_BYTES)
-}
+    /// The document has no rule for kills.
+    fn kill(&mut self, _: &Kill) {}
 
-fn clamped(sizes: Sizes, guardrails: &Guardrails) -> Sizes {
-    let clamp = |bytes: u64, range: &RangeInclusive<u64>| bytes.min(*range.end()).max(*range.start());
-    let request_bytes = clamp(sizes.request_bytes, &guardrails.request);
-    Sizes { request_bytes, limit_bytes: clamp(sizes.limit_bytes, &guardrails.limit).max(request_bytes) }
-}
-
-/// A size as Kubernetes writes it: "216Mi", exact in the largest unit that divides it.
-pub fn quantity(bytes: u64) -> String {
-    const UNITS: [&str; 5] = ["", "Ki", "Mi", "Gi", "Ti"];
-    // Up to gibibytes people think in mebibytes: 1.5Gi is 1536Mi, but 4096Mi is 4Gi.
-    let unit = if bytes == 0 { 0 } else { (bytes.trailing_zeros() as usize / 10).min(UNITS.len() - 1) };
-    format!("{}{}", bytes >> (10 * unit), UNITS[unit])
+    fn draft(&self, _: bool, _: &Settings) -> Option<Draft> {
+        Some(draft(&self.observed()?))
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Sizes, *};
     use proptest::prelude::*;
 
     fn observed(avg: u64, p95: u64, max: u64) -> Observed {
@@ -136,28 +122,7 @@ mod tests {
         assert_eq!(recommend(&observed(1700, 1900, 2000), &odd).recommended, sizes(2560, 2560));
     }
 
-    #[test]
-    fn sizes_are_written_as_kubernetes_reads_them() {
-        let written = [
-            (0, "0"),
-            (1000, "1000"),
-            (216 << 20, "216Mi"),
-            (1536 << 20, "1536Mi"),
-            (4 << 30, "4Gi"),
-            (1 << 50, "1024Ti"),
-        ];
-        for (bytes, text) in written {
-            assert_eq!(quantity(bytes), text);
-        }
-    }
-
     proptest! {
-        #[test]
-        fn rounding_adds_less_than_a_step_and_never_takes(bytes in 0..u64::MAX - STEP_BYTES) {
-            let rounded = rounded_up(bytes);
-            prop_assert!(rounded >= bytes && rounded - bytes < STEP_BYTES && rounded.is_multiple_of(STEP_BYTES));
-        }
-
         #[test]
         fn whatever_was_observed_is_answered_within_the_guardrails(
             avg: u64, p95: u64, max: u64, low in 0..1u64 << 40, high in 0..1u64 << 40
