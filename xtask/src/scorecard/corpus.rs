@@ -106,6 +106,13 @@ pub(crate) fn all() -> impl Iterator<Item = Series> {
     FAMILIES.into_iter().flat_map(|(family, make)| (0..SERIES).map(move |number| series(family, make, number)))
 }
 
+/// Lives of a week or two, for what looks at sizes and not at leaks.
+#[allow(dead_code, reason = "the scorecard has no use for them, the backtest has")]
+pub(crate) fn long() -> impl Iterator<Item = Series> {
+    const FAMILIES: [Family; 3] = [("deploys", deploys), ("weeks", weeks), ("rare-spikes", rare_spikes)];
+    FAMILIES.into_iter().flat_map(|(family, make)| (0..SERIES).map(move |number| series(family, make, number)))
+}
+
 fn series(family: &str, make: fn(&mut Random) -> Life, number: u32) -> Series {
     let name = format!("{family}-{number:02}");
     let mut random = Random(hash(&name));
@@ -439,6 +446,51 @@ fn spikes(random: &mut Random) -> Life {
         base + if time % every < 30.0 { most * spike as f64 / 100.0 } else { 0.0 }
     });
     Life { seconds: 12.0 * HOUR, tick: 10.0, anon, ..server(random) }
+}
+
+/// A new version every few days, each of which needs more or less than the one before, and warms up.
+fn deploys(random: &mut Random) -> Life {
+    let (every, slowness) = (random.evenly(1.0, 4.0) * DAY, random.among(2.0, 20.0) * MINUTE);
+    let (each, rate) = (random.among(1.0, 10.0), daily_rate(random));
+    let mut base = random.among(100.0, 800.0);
+    let versions: Vec<_> = (0..16)
+        .map(|_| {
+            base = (base * random.among(0.6, 1.7)).clamp(50.0, 2000.0);
+            base
+        })
+        .collect();
+    let anon = Box::new(move |time: f64, _, _| {
+        let (version, age) = ((time / every) as usize, time % every);
+        versions[version.min(15)] * (1.0 - 0.5 * (-age / slowness).exp()) + each * rate(time)
+    });
+    Life { seconds: 14.0 * DAY, tick: 60.0, rate: None, anon, ..server(random) }
+}
+
+/// Days, of which two in seven are quiet.
+fn weeks(random: &mut Random) -> Life {
+    let (base, each, quiet, rate) =
+        (random.among(100.0, 800.0), random.among(2.0, 20.0), random.evenly(0.1, 0.6), daily_rate(random));
+    let anon = Box::new(move |time: f64, _, _| {
+        let share = if (time / DAY) as u64 % 7 < 5 { 1.0 } else { quiet };
+        base + each * share * rate(time)
+    });
+    Life { seconds: 14.0 * DAY, tick: 60.0, rate: None, anon, ..server(random) }
+}
+
+/// Large jobs at any time, some a day, of sizes that are spread as exponentials are.
+fn rare_spikes(random: &mut Random) -> Life {
+    let (base, mean) = (random.among(100.0, 800.0), random.among(20.0, 400.0));
+    let count = random.evenly(10.0, 60.0) as usize;
+    let jobs: Vec<_> = (0..count)
+        .map(|_| {
+            let begin = random.evenly(0.0, 10.0) * DAY;
+            (begin, begin + random.among(1.0, 30.0) * MINUTE, -mean * random.evenly(1e-9, 1.0).ln())
+        })
+        .collect();
+    let anon = Box::new(move |time: f64, _, _| {
+        base + jobs.iter().filter(|(begin, end, _)| (*begin..*end).contains(&time)).map(|(.., size)| size).sum::<f64>()
+    });
+    Life { seconds: 10.0 * DAY, tick: 60.0, rate: None, anon, ..server(random) }
 }
 
 /// From nothing towards `most`.

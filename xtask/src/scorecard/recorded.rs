@@ -10,8 +10,17 @@ const HEADER: &str = "timestamp,subject,working_set_bytes,anon_bytes,requests_to
 
 /// Every recorded series, by name.
 pub(super) fn all() -> Result<Vec<Series>> {
-    let directory = workspace::root().join("tests/corpus");
-    let entries = fs::read_dir(&directory).with_context(|| format!("cannot read {}", directory.display()))?;
+    of(&workspace::root().join("tests/corpus"))
+}
+
+/// Those that were recorded for their sizes, by name.
+#[allow(dead_code, reason = "the scorecard has no use for them, the backtest has")]
+pub(super) fn histories() -> Result<Vec<Series>> {
+    of(&workspace::root().join("tests/corpus/histories"))
+}
+
+fn of(directory: &Path) -> Result<Vec<Series>> {
+    let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     let paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     let mut files: Vec<_> = paths.into_iter().filter(|path| path.extension().is_some_and(|end| end == "csv")).collect();
     files.sort();
