@@ -11,6 +11,13 @@ use tests::{
 
 const MIB: u64 = 1 << 20;
 
+/// A workload in a cgroup, and so a tree, of its own.
+fn apart() -> Result<(Cgroup, Workload)> {
+    let (cgroup, workload) = (Cgroup::new("advised")?, Workload::start()?);
+    cgroup.add(workload.pid())?;
+    Ok((cgroup, workload))
+}
+
 /// What is said of the tree that a workload began.
 fn advice(agent: &Agent, pid: u32) -> Result<Option<Value>> {
     let answer = agent.get("/v1/recommendations")?;
@@ -31,7 +38,7 @@ fn a_history_outlives_the_agents_sudden_end_but_for_the_last_interval() -> Resul
     let directory = tempfile::tempdir()?;
     let path = format!("advice.directory={}", directory.path().join("history").display());
     let flags = ["--set", &path, "--set", "advice.interval=1s", "--tick", "200ms"];
-    let mut workload = Workload::start()?;
+    let (_cgroup, mut workload) = apart()?;
     let pid = workload.pid();
     let agent = Agent::start(&flags)?;
     let kept = workload.run(&format!("keep anon {}", 96 * MIB))?;
@@ -46,7 +53,7 @@ fn a_history_outlives_the_agents_sudden_end_but_for_the_last_interval() -> Resul
     let max = json::count(&before, "observed.ws_max_bytes")?;
     expect::between("its largest", most * 98 / 100, max, most * 102 / 100)?;
     let event = agent.event("the recommendation", |event| {
-        event["kind"] == "recommendation" && event["subject"] == before["subject"]
+        event["event"] == "recommendation" && event["subject"] == before["subject"]
     })?;
     expect::exactly("the event's request", &event["request_bytes"], &before["recommended"]["request_bytes"])?;
     agent.end_by(libc::SIGKILL)?;
@@ -72,7 +79,7 @@ fn a_history_outlives_the_agents_sudden_end_but_for_the_last_interval() -> Resul
 fn a_limit_below_the_peak_that_was_seen_kills_and_one_above_it_does_not() -> Result<()> {
     let _machine = Machine::claim()?;
     let agent = Agent::start(&["--set", "advice.interval=1s", "--tick", "200ms"])?;
-    let mut workload = Workload::start()?;
+    let (_cgroup, mut workload) = apart()?;
     workload.run(&format!("keep anon {}", 64 * MIB))?;
     let told = wait_until("its peak", PATIENCE, || {
         let told = advice(&agent, workload.pid())?;

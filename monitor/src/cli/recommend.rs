@@ -130,7 +130,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         }
         match arguments.format {
             Format::Text => table(&all),
-            Format::Json => format!("{:#}\n", serde_json::to_value(&all)?),
+            Format::Json => serde_json::to_string_pretty(&all)? + "\n",
             Format::Yaml => yaml::status(&all.recommendations),
         }
     };

@@ -157,8 +157,11 @@ impl Chain {
     }
 }
 
+/// Frames, each with its place.
+pub(super) type Found = Vec<(usize, Head)>;
+
 /// The whole frames of a file, each with its place, and what is to be said of what lies between them.
-pub(super) fn look_through(kind: Kind, path: &Path, bytes: &[u8]) -> Result<(Vec<(usize, Head)>, Vec<String>), Error> {
+pub(super) fn look_through(kind: Kind, path: &Path, bytes: &[u8]) -> Result<(Found, Vec<String>), Error> {
     let title = match kind.parse_title(bytes) {
         Some((format, _, title)) if format == kind.format => title,
         Some((format, version, _)) => return Err(Error::Format { path: path.to_owned(), format, version, kind }),

@@ -135,9 +135,9 @@ fn tell(series: &Series, size_scale: f64) -> Told {
 fn by_the_minute(series: &Series) -> Vec<Interval> {
     let mut intervals = Vec::new();
     for minute in series.rows.chunk_by(|one, next| minute(one.time) == minute(next.time)) {
-        let (sum, largest) = minute.iter().fold((0.0, 0.0f64), |(sum, largest), row| {
-            (sum + row.working_set, largest.max(row.working_set))
-        });
+        let (sum, largest) = minute
+            .iter()
+            .fold((0.0, 0.0f64), |(sum, largest), row| (sum + row.working_set, largest.max(row.working_set)));
         let begin = minute.first().map_or(0.0, |row| (row.time / INTERVAL_SECONDS).floor() * INTERVAL_SECONDS);
         intervals.push(Interval {
             end_seconds: begin + INTERVAL_SECONDS,
@@ -219,7 +219,13 @@ fn histories<'a>(all: impl Iterator<Item = &'a Told>) -> String {
             .collect();
         let leaks = if told.leaks { " (leaks)" } else { "" };
         let largest = told.largest_bytes >> 20;
-        text += &format!("| {}{leaks} | {:.0} | {largest} | {} | {} |\n", told.name, told.hours, kills.join(" | "), costs.join(" | "));
+        text += &format!(
+            "| {}{leaks} | {:.0} | {largest} | {} | {} |\n",
+            told.name,
+            told.hours,
+            kills.join(" | "),
+            costs.join(" | ")
+        );
     }
     text
 }
