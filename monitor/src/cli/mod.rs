@@ -2,6 +2,7 @@
 
 mod alerts;
 mod analyze;
+mod compare;
 mod config;
 mod doctor;
 mod exec;
@@ -48,6 +49,7 @@ Examples:
   monitor recommend                            what memory request and limit each container should get, and why
   sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
   monitor analyze night.rec                    whose memory leaked meanwhile
+  monitor compare before.rec after.rec         memory of two recordings, side by side
   sudo monitor exec --fail-on leak -- ./soak   tell what became of a command's memory; fail where it leaks
   monitor doctor                               what this kernel offers, and what is missing
 
@@ -64,6 +66,7 @@ enum Command {
     Oom(oom::Arguments),
     Recommend(recommend::Arguments),
     Analyze(analyze::Arguments),
+    Compare(compare::Arguments),
     Exec(exec::Arguments),
     Doctor(doctor::Arguments),
     Config(config::Arguments),
@@ -82,6 +85,7 @@ pub fn main() -> ExitCode {
         Command::Oom(arguments) => oom::run(&arguments),
         Command::Recommend(arguments) => recommend::run(arguments),
         Command::Analyze(arguments) => analyze::run(arguments),
+        Command::Compare(arguments) => compare::run(arguments),
         Command::Exec(arguments) => exec::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Config(arguments) => config::run(arguments),
