@@ -21,6 +21,7 @@ use crate::{
     doctor,
     event::{Event, Kind},
     event_log::{DEFAULT_CAPACITY, EventLog},
+    footprint,
     history::{
         Identity, Limits, Origin, Recorder,
         pages::{self, Pages},
@@ -102,8 +103,8 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
     doctor::check(&config)?;
     notify::check(&config)?;
     advisor::check(&config.advice)?;
-    keep_memory_small();
-    lift_memory_lock_limit();
+    footprint::keep_small();
+    footprint::lift_lock_limit();
     descriptors::raise_limit();
     let scraped = config.metrics.listen.map(serve::Loopback::bind).transpose()?;
     let since = BootTime::now();
@@ -113,7 +114,7 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
     if config.drop_capabilities {
         privileges::keep_needed().context("cannot lay down capabilities")?;
     }
-    give_back_memory();
+    footprint::give_back();
     agent.learned = LearnedFile::open(&config, &mut agent.judges.alerts)?;
     agent.pages = keep_histories(&config, &agent.judges.advisor)?;
     // Their threads have the capabilities that this one has by now.
@@ -183,13 +184,6 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
         drop(tokio::time::timeout(CONSOLE_ENDS_WITHIN, console).await);
     }
     Ok(())
-}
-
-/// Kernels before 5.11 charge maps to a limit on locked memory, which is small by default.
-fn lift_memory_lock_limit() {
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: a valid limit. Where it is refused, newer kernels do not need it and older ones say so at the first map.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
 
 /// Everything that is written to while the agent runs.
@@ -630,16 +624,4 @@ fn every(period: Duration) -> Interval {
     let mut interval = interval_at(start, period.min(Duration::from_secs(86400 * 365)));
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     interval
-}
-
-/// One arena for all threads: the agent's are mostly idle, and arenas only grow.
-fn keep_memory_small() {
-    // SAFETY: sets a parameter of the allocator.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
-}
-
-/// Returns what loading took, above all the kernel's types: tens of megabytes that are not needed again.
-fn give_back_memory() {
-    // SAFETY: gives free pages back, touches nothing in use.
-    unsafe { libc::malloc_trim(0) };
 }

@@ -11,6 +11,7 @@ pub mod constant;
 pub mod raw;
 pub mod source;
 pub mod privileges;
+pub mod footprint;
 pub mod service;
 pub mod config;
 pub mod cost;

@@ -1,5 +1,6 @@
 //! The whole server on a real socket, asked by plain bytes: what is answered, to whom, and how it ends.
 
+mod advice;
 mod alerts;
 mod posts;
 
