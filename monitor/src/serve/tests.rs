@@ -1,6 +1,7 @@
 //! The whole server on a real socket, asked by plain bytes: what is answered, to whom, and how it ends.
 
 mod alerts;
+mod budget;
 mod posts;
 
 use super::{
