@@ -2,7 +2,11 @@
 //! recording conclude the same.
 
 use crate::{
-    advise::{advisor::Advisor, histories::Page},
+    advise::{
+        advisor::Advisor,
+        budget::{Budgets, Loads},
+        histories::Page,
+    },
     alert::{
         Alert, Alerts, Standing,
         oom::{BlackBox, Stories, Story},
@@ -27,6 +31,8 @@ pub struct Picture {
     pub stories: Stories,
     /// Who advises what memory everybody should get, by all until now.
     pub advisor: Arc<Advisor>,
+    /// What servers' memory budgets are drawn up from.
+    pub loads: Arc<Loads>,
 }
 
 /// What is new with a picture.
@@ -49,6 +55,7 @@ pub struct Judges {
     black_box: BlackBox,
     /// Advises.
     pub advisor: Arc<Advisor>,
+    budgets: Budgets,
 }
 
 impl Judges {
@@ -61,6 +68,7 @@ impl Judges {
             watch: Watch::new(config.regression),
             alerts: Alerts::new(config.thresholds, config.alerts.clone()),
             black_box: BlackBox::default(),
+            budgets: Budgets::default(),
             advisor: Arc::new(Advisor::new(&config.advice)?),
         })
     }
@@ -68,7 +76,8 @@ impl Judges {
     /// A picture of which nothing is concluded.
     pub fn first(&self, snapshot: Arc<Snapshot>) -> Picture {
         let (findings, alerts, stories) = (Arc::default(), Arc::default(), Arc::default());
-        Picture { snapshot, findings, alerts, stories, advisor: Arc::clone(&self.advisor) }
+        let (loads, advisor) = (Arc::default(), Arc::clone(&self.advisor));
+        Picture { snapshot, findings, alerts, stories, advisor, loads }
     }
 
     /// Takes in a snapshot, of that time of the wall clock, and the trees whose detectors begin anew with it.
@@ -78,7 +87,8 @@ impl Judges {
         let killed = self.black_box.take(&snapshot);
         let page = self.advisor.take(&snapshot, wall);
         let stories = self.black_box.stories();
-        let advisor = Arc::clone(&self.advisor);
-        (Picture { snapshot, findings, alerts, stories, advisor }, News { alerts: told, stories: killed, page })
+        let (loads, advisor) = (self.budgets.take(&snapshot), Arc::clone(&self.advisor));
+        let picture = Picture { snapshot, findings, alerts, stories, advisor, loads };
+        (picture, News { alerts: told, stories: killed, page })
     }
 }

@@ -9,6 +9,9 @@ mod advice;
 #[cfg(not(feature = "vm"))]
 mod alerts;
 mod block_io;
+// Real servers, in Python.
+#[cfg(not(feature = "vm"))]
+mod budget;
 mod cgroup;
 mod command_line;
 mod container;

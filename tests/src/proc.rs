@@ -49,6 +49,16 @@ pub fn bytes(pid: u32, file: &str, name: &str) -> Result<u64> {
     Ok(kib * 1024)
 }
 
+/// Pids of a process's children.
+///
+/// # Errors
+/// No such process, or a kernel without CONFIG_PROC_CHILDREN.
+pub fn children(pid: u32) -> Result<Vec<u32>> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    text.split_whitespace().map(|pid| pid.parse().with_context(|| format!("not a pid: {pid}"))).collect()
+}
+
 /// CPU time of a process so far, in seconds: fields 14 and 15 of /proc/PID/stat.
 ///
 /// # Errors

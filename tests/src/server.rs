@@ -31,6 +31,13 @@ async def application(scope, receive, send):
         await send({'type': 'http.response.body', 'body': b'ok'})
 ";
 
+/// The same, for workers that serve one request at a time.
+const WSGI_APPLICATION: &str = "\
+def application(environ, start_response):
+    start_response('200 OK', [('content-length', '2')])
+    return [b'ok']
+";
+
 /// What nginx answers.
 pub const NGINX_BODY: &str = "served\n";
 
@@ -54,6 +61,33 @@ impl Server {
         ]);
         command.arg("served:application").current_dir(directory.path());
         Self::start(command, libc::SIGTERM, directory).context("gunicorn: apt-get install gunicorn python3-uvicorn")
+    }
+
+    /// gunicorn whose workers each load so many bytes when they begin; with `--preload` among the flags the master does, before
+    /// it forks them.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub fn gunicorn_loading(workers: u32, bytes: u64, flags: &[&str]) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        fs::write(directory.path().join("loading.py"), format!("data = bytes([1]) * {bytes}\n{WSGI_APPLICATION}"))?;
+        let mut command = Command::new("/usr/bin/gunicorn");
+        command.args(["--workers", &workers.to_string(), "--bind", "unix:socket"]).args(flags);
+        command.arg("loading:application").current_dir(directory.path());
+        Self::start(command, libc::SIGTERM, directory).context("gunicorn: apt-get install gunicorn")
+    }
+
+    /// A Python server behind the Unix socket `socket`, a thread for each request, which holds so many bytes for the
+    /// milliseconds that are its path.
+    ///
+    /// # Errors
+    /// Python is not installed.
+    pub fn holding(bytes: u64) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        fs::write(directory.path().join("holding.py"), include_str!("holding.py"))?;
+        let mut command = Command::new("python3");
+        command.args(["holding.py", &bytes.to_string()]).current_dir(directory.path());
+        Self::start(command, libc::SIGTERM, directory).context("python3: apt-get install python3")
     }
 
     /// A Python server behind the Unix socket `socket` whose memory goes as `kind` says in `leaky.py`.
@@ -145,6 +179,14 @@ impl Server {
     /// Pid of the process that was started, whose children the others are.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// It has ended.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        send_signal(self.pid(), signal)
     }
 
     /// Where it listens.

@@ -1,7 +1,8 @@
-//! What memory a container should get. Pure: time and what was observed are arguments.
+//! What memory a container should get, and what a server's is made of. Pure: time and what was observed are arguments.
 
 pub mod advisor;
 pub mod backtest;
+pub mod budget;
 pub mod fixed_limits;
 pub mod guardrails;
 pub mod histories;

@@ -3,6 +3,7 @@
 mod alerts;
 mod analyze;
 mod compare;
+mod budget;
 mod config;
 mod doctor;
 mod exec;
@@ -47,6 +48,7 @@ Examples:
   monitor alerts                               who waits for disks, whose memory is short, which GPUs idle, and why
   monitor oom                                  why the kernel killed: whose limit, who grew, whom it hit
   monitor recommend                            what memory request and limit each container should get, and why
+  monitor budget                               what a server's memory is made of, and how many workers fit its limit
   sudo monitor record --for 10m night.rec      record, and ask later: monitor query --from night.rec /v1/trees
   monitor analyze night.rec                    whose memory leaked meanwhile
   monitor compare before.rec after.rec         memory of two recordings, side by side
@@ -65,6 +67,7 @@ enum Command {
     Alerts(alerts::Arguments),
     Oom(oom::Arguments),
     Recommend(recommend::Arguments),
+    Budget(budget::Arguments),
     Analyze(analyze::Arguments),
     Compare(compare::Arguments),
     Exec(exec::Arguments),
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Alerts(arguments) => alerts::run(arguments),
         Command::Oom(arguments) => oom::run(&arguments),
         Command::Recommend(arguments) => recommend::run(arguments),
+        Command::Budget(arguments) => budget::run(&arguments),
         Command::Analyze(arguments) => analyze::run(arguments),
         Command::Compare(arguments) => compare::run(arguments),
         Command::Exec(arguments) => exec::run(arguments),

@@ -78,11 +78,11 @@ impl Asked {
     /// Asks for a path, and prints the answer as it comes, or what `show` makes of it.
     pub(super) fn print<T: DeserializeOwned>(
         &self,
-        path: &'static str,
+        path: &str,
         json: bool,
         show: impl FnOnce(&T) -> String,
     ) -> anyhow::Result<ExitCode> {
-        let path = Uri::from_static(path);
+        let path = path.parse().context("not a path")?;
         if json {
             self.ask(&path, None, &mut io::stdout())?;
             return Ok(ExitCode::SUCCESS);
@@ -112,6 +112,9 @@ pub(super) fn asked_agent<T: DeserializeOwned>(socket: &Path, path: &Uri) -> any
     serde_json::from_slice(&answer).context("the agent's answer is not understood")
 }
 
+/// What is answered from all that was seen until then.
+const WHOLE: [&str; 6] = ["/v1/events", "/v1/findings", "/v1/alerts", "/v1/oom", "/v1/recommendations", "/v1/budget"];
+
 /// Asks a recording as [`ask`] asks an agent. What of it cannot be read is told on standard error.
 async fn ask_recording(
     from: &Path,
@@ -122,10 +125,7 @@ async fn ask_recording(
 ) -> anyhow::Result<()> {
     let recording = Recording::open(from)?;
     recording.remarks().iter().for_each(|remark| log::warn!("{remark}"));
-    let recorded = recording.replay(
-        at,
-        ["/v1/events", "/v1/findings", "/v1/alerts", "/v1/oom", "/v1/recommendations"].contains(&path.path()),
-    )?;
+    let recorded = recording.replay(at, WHOLE.contains(&path.path()))?;
     let response = serve::answer_recorded(recorded, path).await;
     tell(response, printer, out).await.with_context(|| format!("asking {} for {path}", from.display()))
 }

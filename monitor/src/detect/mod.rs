@@ -21,6 +21,7 @@ pub use leak::{Both, Leak, LeakReport, Reason, Verdict};
 pub use regression::{Regression, RegressionReport, Settings, Statistics};
 pub use reset::Resets;
 pub use slope::Estimate;
+pub(crate) use slope::{line_apart, median};
 pub(crate) use thresholds::Against;
 pub use thresholds::{Exceeded, exceeded};
 pub use watch::{Findings, Key, Watch, Watching, each_subject};

@@ -29,9 +29,9 @@ impl Estimate {
 
 /// A line through points.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Line {
+pub(crate) struct Line {
     /// Its slope.
-    pub(super) slope: Estimate,
+    pub(crate) slope: Estimate,
     /// How far points are from it: the median of the distances.
     pub(super) deviation: f64,
 }
@@ -40,14 +40,23 @@ pub(super) struct Line {
 ///
 /// `scratch` is room for the slopes, so that nothing is allocated.
 pub(super) fn slope(points: &[(f64, f64)], scratch: &mut Vec<f64>) -> Option<f64> {
-    pairs(points, scratch);
+    slope_apart(points, 0.0, scratch)
+}
+
+fn slope_apart(points: &[(f64, f64)], apart: f64, scratch: &mut Vec<f64>) -> Option<f64> {
+    pairs(points, apart, scratch);
     (points.len() >= POINTS_MIN).then(|| median(scratch)).flatten()
 }
 
 /// The line by Theil and Sen. Its interval is Sen's, by the variance of Kendall's S, widened by how alike the neighbouring
 /// residuals are (as n(1-r)/(1+r) independent points would have it).
 pub(super) fn line(points: &[(f64, f64)], scratch: &mut Vec<f64>) -> Option<Line> {
-    let value = slope(points, scratch)?;
+    line_apart(points, 0.0, scratch)
+}
+
+/// The same by pairs that are so far apart in x at least: of nearer ones, where x is not quite known, the slope is noise.
+pub(crate) fn line_apart(points: &[(f64, f64)], apart: f64, scratch: &mut Vec<f64>) -> Option<Line> {
+    let value = slope_apart(points, apart, scratch)?;
     let (n, pairs) = (points.len() as f64, scratch.len());
     let mut residuals: Vec<f64> = points.iter().map(|(x, y)| y - value * x).collect();
     let middle = median(&mut residuals.clone())?;
@@ -69,17 +78,17 @@ pub(super) fn line(points: &[(f64, f64)], scratch: &mut Vec<f64>) -> Option<Line
     Some(Line { slope, deviation: median(&mut residuals)? })
 }
 
-/// Fills `slopes` with those of all pairs that differ in x.
-fn pairs(points: &[(f64, f64)], slopes: &mut Vec<f64>) {
+/// Fills `slopes` with those of all pairs that differ in x, by `apart` at least.
+fn pairs(points: &[(f64, f64)], apart: f64, slopes: &mut Vec<f64>) {
     slopes.clear();
     for (i, (x, y)) in points.iter().enumerate() {
-        let later = points[i + 1..].iter().filter(|(other, _)| other != x);
+        let later = points[i + 1..].iter().filter(|(other, _)| other != x && (other - x).abs() >= apart);
         slopes.extend(later.map(|(later_x, later_y)| (later_y - y) / (later_x - x)));
     }
 }
 
 /// The middle value; none of none. Reorders.
-pub(super) fn median(values: &mut [f64]) -> Option<f64> {
+pub(crate) fn median(values: &mut [f64]) -> Option<f64> {
     let middle = values.len() / 2;
     (!values.is_empty()).then(|| *values.select_nth_unstable_by(middle, f64::total_cmp).1)
 }
@@ -131,6 +140,18 @@ mod tests {
         let white = line(&points(60, |x| x * 0.05 + noise(x)), &mut Vec::new()).unwrap().slope;
         let alike = line(&points(60, |x| x * 0.05 + (x / 5.0).sin()), &mut Vec::new()).unwrap().slope;
         assert!(alike.high - alike.low > white.high - white.low, "{alike:?} {white:?}");
+    }
+
+    #[test]
+    fn pairs_that_are_too_near_have_no_say() {
+        let near = points(60, |x| 3.0 * (x / 30.0).floor());
+        let place = |(x, y): (f64, f64)| ((x / 30.0).floor() + 0.01 * noise(x), y + noise(x + 0.5));
+        let near: Vec<_> = near.into_iter().map(place).collect();
+        let slope = line_apart(&near, 0.5, &mut Vec::new()).unwrap().slope;
+        assert!((slope.value - 3.0).abs() < 0.3 && slope.low > 2.0 && slope.high < 4.0, "{slope:?}");
+        let all = line(&near, &mut Vec::new()).unwrap().slope;
+        assert!(all.high - all.low > 2.0 * (slope.high - slope.low), "{all:?}");
+        assert!(line_apart(&near, 2.0, &mut Vec::new()).is_none());
     }
 
     #[test]

@@ -202,6 +202,12 @@ fn add_address_space(mine: &mut address_space::Totals, new: &address_space::Tota
 }
 
 impl Requests {
+    /// Made up.
+    #[cfg(test)]
+    pub(crate) fn of(counts: requests::Totals) -> Self {
+        Self { counts, peak: counts.peak, posted: 0 }
+    }
+
     fn add(&mut self, new: &requests::Totals) {
         let mine = &mut self.counts;
         mine.answered += new.answered;

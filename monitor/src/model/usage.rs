@@ -79,6 +79,9 @@ pub struct ProcessUsage {
     /// Share of that time in which its first thread waited for disks, 0–1; none where delay accounting is off, or it never waited.
     #[serde(default)]
     pub io_delay_ratio: Option<f64>,
+    /// Its anonymous memory when it was split into shares: what has come since is its own. None where it was not split.
+    #[serde(default)]
+    pub shares_anon_bytes: Option<u64>,
 }
 
 /// Sums over the processes of a tree. What is not polled, or does not exist as memory of kernel threads, is none.
@@ -266,6 +269,7 @@ impl ProcessUsage {
             reading: ProcessReading::default(),
             cpu_per_second,
             io_delay_ratio,
+            shares_anon_bytes: None,
         };
         if let Some(before) = before {
             usage.full_time = usage.full_time.or(before.full_time);
@@ -275,6 +279,10 @@ impl ProcessUsage {
             reading.open_files = reading.open_files.or(before.reading.open_files);
             reading.storage = reading.storage.or(before.reading.storage);
         }
+        usage.shares_anon_bytes = match (usage.shares_time == Some(time), before) {
+            (true, _) => reading.resident.map(|resident| resident.anon_bytes),
+            (false, before) => before.and_then(|before| before.shares_anon_bytes),
+        };
         Self { reading, ..usage }
     }
 
@@ -459,6 +467,22 @@ mod tests {
         let first = ProcessUsage::new(full, BootTime(1), None);
         let second = ProcessUsage::new(ProcessReading::default(), BootTime(2), Some(&first));
         assert_eq!((second.reading.shares, second.reading.open_files), (shares, Some(4)));
+    }
+
+    #[test]
+    fn what_was_anonymous_when_memory_was_split_is_remembered() {
+        let look = |time, anon_bytes: Option<u64>, shares, before: Option<&ProcessUsage>| {
+            let resident = anon_bytes.map(|anon_bytes| Resident { anon_bytes, ..Resident::default() });
+            ProcessUsage::new(ProcessReading { resident, shares, ..ProcessReading::default() }, BootTime(time), before)
+        };
+        let shares = Some(Shares { proportional_bytes: 5, unique_bytes: 3 });
+        let first = look(1, Some(9), None, None);
+        assert_eq!(first.shares_anon_bytes, None);
+        // Nothing else was read with it.
+        let split = look(2, None, shares, Some(&first));
+        let grown = look(3, Some(12), None, Some(&split));
+        assert_eq!([split.shares_anon_bytes, grown.shares_anon_bytes], [Some(9); 2]);
+        assert_eq!(look(4, Some(14), shares, Some(&grown)).shares_anon_bytes, Some(14));
     }
 
     #[test]

@@ -80,7 +80,8 @@ fn refuse_ended(process: &Process) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::FORBIDDEN, detail))
 }
 
-fn running(snapshot: &Snapshot, pid: Tgid) -> Result<&Arc<Process>, Problem> {
+/// The running process with that pid.
+pub(super) fn running(snapshot: &Snapshot, pid: Tgid) -> Result<&Arc<Process>, Problem> {
     snapshot.running_with(pid).ok_or_else(|| {
         Problem::new(StatusCode::NOT_FOUND, format!("no process {pid} runs, or it began after the last tick"))
     })

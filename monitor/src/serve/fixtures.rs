@@ -1,7 +1,7 @@
 //! A small machine, made up, for tests of what is shown: every source but `address_space` counts.
 
 use crate::{
-    advise::advisor::Advisor,
+    advise::{advisor::Advisor, budget::Budgets},
     alert::{
         Alerts, Standing,
         oom::{BlackBox, Stories},
@@ -75,7 +75,9 @@ pub(crate) fn snapshot() -> Snapshot {
 /// All of that machine, though its parts are not of one moment.
 pub(crate) fn picture(snapshot: Snapshot) -> Picture {
     let advisor = Arc::new(Advisor::new(&Config::default().advice).unwrap());
-    Picture { snapshot: Arc::new(snapshot), findings: findings(), alerts: alerts(), stories: stories(), advisor }
+    let loads = Budgets::default().take(&snapshot);
+    let (findings, alerts, stories) = (findings(), alerts(), stories());
+    Picture { snapshot: Arc::new(snapshot), findings, alerts, stories, advisor, loads }
 }
 
 /// What is claimed after eleven minutes in which the first tree grew by a mebibyte a second.

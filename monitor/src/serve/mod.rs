@@ -7,6 +7,7 @@
 mod access;
 mod alerts;
 mod answer;
+mod budget;
 mod caller;
 mod cells;
 mod events;

@@ -4,7 +4,9 @@ use super::{
     Inboxes,
     access::Caller,
     alerts::AlertsView,
-    answer, caller, events,
+    answer,
+    budget::BudgetsView,
+    caller, events,
     findings::FindingsView,
     health::HealthView,
     loopback,
@@ -54,6 +56,10 @@ pub(super) const ENDPOINTS: &[(&str, &str)] = &[
         "why the kernel killed processes for want of memory: the limit, who grew, and whom it hit; the latest first",
     ),
     (RECOMMENDATIONS, "what memory request and limit each container, service and process tree should get; ?policy="),
+    (
+        "/v1/budget",
+        "what servers' memory is made of, how many workers and requests fit the limit, and what a leak or preloading comes to; ?pid=",
+    ),
     (STATS, "memory and processes of the asking process's tree, for a server to forward; ?pid="),
     ("/v1/events", "the last moments, a line each; ?follow=true goes on with those to come"),
     (
@@ -159,6 +165,7 @@ pub(super) fn router(shared: Shared) -> Router {
         .route("/v1/alerts", get(alerts))
         .route("/v1/oom", get(oom))
         .route(RECOMMENDATIONS, get(recommendations))
+        .route("/v1/budget", get(budget))
         .route(STATS, get(stats))
         .route("/v1/events", get(moments))
         .route("/v1/doctor", get(doctor))
@@ -269,6 +276,15 @@ async fn recommendations(State(shared): State<Shared>, given: Given) -> Result<R
     let advice = tokio::task::spawn_blocking(work).await;
     let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "working it out has failed");
     Ok(answer::document(&advice.map_err(failed)?))
+}
+
+async fn budget(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {
+    let pid = select::pid(given.parameters())?;
+    let picture = shared.picture();
+    // Slopes of some ten thousand pairs of points, for each server.
+    let budgets = tokio::task::spawn_blocking(move || BudgetsView::of(&picture, pid)).await;
+    let failed = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "working it out has failed");
+    Ok(answer::document(&budgets.map_err(failed)??))
 }
 
 async fn host(State(shared): State<Shared>, given: Given) -> Result<Response, Problem> {

@@ -172,7 +172,7 @@ pub(super) fn follow(parameters: &Parameters) -> Result<bool, Problem> {
     }
 }
 
-/// The one parameter `pid` of the stats.
+/// The one parameter `pid` of the stats and of budgets.
 pub(super) fn pid(parameters: &Parameters) -> Result<Option<Tgid>, Problem> {
     refuse_repeated(parameters)?;
     match parameters {

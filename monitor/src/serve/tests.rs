@@ -2,6 +2,7 @@
 
 mod advice;
 mod alerts;
+mod budget;
 mod posts;
 
 use super::{
