@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""Records the memory of real programs for `cargo xtask scorecard`, beside its generated lives.
+"""Records the memory of real programs for `cargo xtask scorecard` and `cargo xtask backtest`, beside their generated lives.
 
-    sudo python3 tests/corpus/record.py MONITOR DIRECTORY [SECONDS]
+    sudo python3 tests/corpus/record.py MONITOR DIRECTORY [SECONDS [NAME...]]
 
 Starts an agent and some 25 programs, each in a memory cgroup of its own, asks the servers among them for as long as it takes
 (default 780 s: what serves no requests is judged after ten minutes), and writes DIRECTORY/NAME.leak.csv or NAME.innocent.csv,
 a row a second. Whether it leaks is known, as each program does what its line here says. It listens on Unix sockets and loopback,
-and ends what it started. Needs redis-server, nginx, postgresql, perl, awk and stress-ng.
+and ends what it started. With names it records those alone; the larger programs, of which tests/corpus/histories has the sizes,
+are recorded only by name ("histories" are all of them). Needs redis-server, nginx, postgresql with pgbench, perl, awk, stress-ng, gcc, make and xz.
 """
 import glob
 import http.client
+import itertools
 import json
 import math
 import os
@@ -25,6 +27,10 @@ import time
 
 MONITOR, DIRECTORY = sys.argv[1:3]
 SECONDS = int(sys.argv[3]) if len(sys.argv) > 3 else 780
+NAMES = set(sys.argv[4:])
+HISTORIES = ["postgres-pgbench", "gcc-make", "python-model", "redis-snapshots", "xz-backups", "sort-reports"]
+if "histories" in NAMES:
+    NAMES |= set(HISTORIES)
 HERE = os.path.dirname(os.path.abspath(__file__))
 LEAKY = os.path.join(HERE, "..", "src", "leaky.py")
 WORK = tempfile.mkdtemp(prefix="monitor-corpus-")
@@ -33,6 +39,10 @@ V1 = "/sys/fs/cgroup/memory"
 ROOT = os.path.join(V1 if os.path.isdir(V1) else "/sys/fs/cgroup", f"monitor-corpus-{os.getpid()}")
 random.seed(7)
 programs, processes, ending = {}, [], threading.Event()
+
+
+def is_wanted(name):
+    return name in NAMES if NAMES or name in HISTORIES else True
 
 
 def start(name, command, **more):
@@ -93,6 +103,8 @@ def ramp(rate):
 
 
 def python_server(name, kind, rate):
+    if not is_wanted(name):
+        return
     programs[name] = kind == "leaks"
     directory = os.path.join(WORK, name)
     os.makedirs(directory)
@@ -102,6 +114,8 @@ def python_server(name, kind, rate):
 
 def redis(name, leaks, rate, settings, commands):
     """`commands(n)` are those of the n-th request."""
+    if not is_wanted(name):
+        return
     programs[name] = leaks
     path = os.path.join(WORK, name + ".sock")
     start(name, ["redis-server", "--port", "0", "--unixsocket", path, "--save", "", "--appendonly", "no"] + settings, cwd=WORK)
@@ -121,6 +135,8 @@ def redis(name, leaks, rate, settings, commands):
 
 def by_time(name, leaks, command):
     """A program that serves nobody."""
+    if not is_wanted(name):
+        return
     programs[name] = leaks
     start(name, command, cwd=WORK)
 
@@ -130,6 +146,8 @@ def python(text):
 
 
 def nginx(name):
+    if not is_wanted(name):
+        return
     programs[name] = False
     path, root = os.path.join(WORK, name + ".sock"), os.path.join(WORK, name)
     os.makedirs(root)
@@ -141,15 +159,22 @@ http {{ access_log off; server {{ listen unix:{path}; root {root}; }} }}""")
     client(steady(20), lambda: unix(path), http_ask)
 
 
-def postgres(name, leaks, rate, statements):
-    """One session that goes on; `statements(n)` is the n-th request."""
-    programs[name] = leaks
+def postgres_server(name, buffers):
     data, user = os.path.join(WORK, name), ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
     bin = sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1]
     os.makedirs(data)
     shutil.chown(data, "postgres", "postgres")
     subprocess.run(user + [f"{bin}/initdb", "-D", data, "-A", "trust"], check=True, stdout=subprocess.DEVNULL, cwd=data)
-    start(name, user + [f"{bin}/postgres", "-D", data, "-k", data, "-c", "listen_addresses=", "-c", "shared_buffers=16MB"], cwd=data)
+    start(name, user + [f"{bin}/postgres", "-D", data, "-k", data, "-c", "listen_addresses=", "-c", f"shared_buffers={buffers}"], cwd=data)
+    return data
+
+
+def postgres(name, leaks, rate, statements):
+    """One session that goes on; `statements(n)` is the n-th request."""
+    if not is_wanted(name):
+        return
+    programs[name] = leaks
+    data = postgres_server(name, "16MB")
     session = {}
 
     def connect():
@@ -167,6 +192,46 @@ def postgres(name, leaks, rate, statements):
         while psql.stdout.readline() not in ("done\n", ""):
             pass
     client(rate, connect, ask)
+
+
+def postgres_under_pgbench(name):
+    """Sessions that become more and fewer, of a database that is larger than its buffers; a report that sorts, now and then."""
+    if not is_wanted(name):
+        return
+    programs[name] = False
+    data = postgres_server(name, "128MB")
+    report = os.path.join(data, "report.sql")
+    open(report, "w").write("SET work_mem = '64MB'; SELECT count(*) FROM (SELECT * FROM pgbench_accounts ORDER BY abalance, filler OFFSET 1) a;\n")
+    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def pgbench(*arguments):
+        return subprocess.Popen(["pgbench", "-h", data, "-U", "postgres", *arguments, "postgres"], **quiet)
+
+    def run():
+        while not ending.is_set() and pgbench("-i", "-q", "-s", "10").wait():
+            time.sleep(1)
+        rounds = itertools.cycle([(2, None), (8, None), (24, None), (8, None), (2, report)])
+        while not ending.is_set():
+            sessions, script = next(rounds)
+            more = ["-f", script, "-t", "2"] if script else ["-T", "20", "--rate", str(40 * sessions)]
+            processes.append(pgbench("-n", "-c", str(sessions), "-j", "1", *more))
+            processes[-1].wait()
+            time.sleep(5)
+    threading.Thread(target=run, daemon=True).start()
+
+
+def gcc_make(name):
+    """A program of files of all sizes, built from scratch every minute."""
+    if not is_wanted(name):
+        return
+    directory = os.path.join(WORK, name)
+    os.makedirs(directory)
+    for file in range(12):
+        functions = [f"int f{file}_{n}(int a) {{ switch (a) {{ " + " ".join(f"case {c}: return a * {c + n} + (a >> {c % 7});" for c in range(300))
+                     + " } return a; }" for n in range(5 + 12 * file)]
+        open(os.path.join(directory, f"part{file}.c"), "w").write("\n".join(functions) + "\n")
+    open(os.path.join(directory, "Makefile"), "w").write("all: $(patsubst %.c,%.o,$(wildcard *.c))\n%.o: %.c\n\tgcc -O2 -c $< -o $@\n")
+    by_time(name, False, ["sh", "-c", f"cd {directory}; while :; do rm -f *.o; make -j2; sleep 30; done"])
 
 
 def value(bytes):
@@ -206,6 +271,32 @@ def start_all():
     by_time("sort-again-and-again", False, ["sh", "-c", "while :; do seq 400000 | sort -R > /dev/null; sleep 10; done"])
 
 
+def start_histories():
+    postgres_under_pgbench("postgres-pgbench")
+    gcc_make("gcc-make")
+    by_time("python-model", False, python("""
+def load(megabytes):
+    weights = []
+    for _ in range(megabytes // 10):
+        weights.append(bytearray(b'w' * 10_000_000))
+        time.sleep(0.3)
+    return weights
+begin, weights = time.time(), load(300)
+while True:
+    if time.time() - begin > 240:
+        newer = load(320)
+        begin, weights = time.time(), newer
+    size = int(random.paretovariate(1.5) * 4)
+    batch = [bytearray(b'a' * 1_000_000) for _ in range(min(size, 250))]
+    time.sleep(random.uniform(0.1, 0.6))
+    del batch
+    time.sleep(random.expovariate(2))"""))
+    redis("redis-snapshots", False, steady(150), [],
+          lambda n: [("SET", f"k{n % 20_000}", value(10_000))] + ([("BGSAVE",)] if n % 15_000 == 14_999 else []))
+    by_time("xz-backups", False, ["sh", "-c", "while :; do for level in 6 6 6 8; do head -c 60000000 /dev/urandom | xz -T1 -$level > backup.xz; sleep 20; done; done"])
+    by_time("sort-reports", False, ["sh", "-c", "while :; do for rows in 200000 400000 200000 3000000; do seq $rows | sort -R -S 400M > /dev/null; sleep 15; done; done"])
+
+
 def number(object, *names):
     for name in names:
         object = (object or {}).get(name)
@@ -223,6 +314,7 @@ def main():
         if agent.poll() is not None:
             sys.exit(f"the agent ended: {os.path.join(WORK, 'agent.log')}")
     start_all()
+    start_histories()
     files = {}
     for name, leaks in programs.items():
         files[name] = open(os.path.join(DIRECTORY, f"{name}.{'leak' if leaks else 'innocent'}.csv"), "w")

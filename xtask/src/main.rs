@@ -1,6 +1,7 @@
 //! The development commands of monitor: a table of contents. Each command has a file of its name; `process` and
 //! `workspace` serve them all.
 
+mod backtest;
 mod bench;
 mod ebpf;
 mod instrument;
@@ -33,6 +34,7 @@ Examples:
   cargo xtask vm --kernels 5.10,newest    the integration tests on those kernels, in virtual machines
   cargo xtask vm shell 6.1                a shell on that kernel
   cargo xtask scorecard                   how well leaks are told from innocent growth
+  cargo xtask backtest                    what each policy of advice would have cost
   cargo xtask bench slowdown --rounds 40  what a database or a compiler loses to the agent";
 
 #[derive(Subcommand)]
@@ -42,6 +44,7 @@ enum Command {
     Ebpf(ebpf::Options),
     Vm(vm::Options),
     Scorecard(scorecard::Options),
+    Backtest(backtest::Options),
     /// Measure what the agent costs; each benchmark fails when a limit is broken
     #[command(subcommand)]
     Bench(bench::Benchmark),
@@ -63,6 +66,7 @@ fn main() -> ExitCode {
         Command::Ebpf(options) => ebpf::run(&options),
         Command::Vm(options) => vm::run(&options),
         Command::Scorecard(options) => scorecard::run(&options),
+        Command::Backtest(options) => backtest::run(&options),
         Command::Bench(benchmark) => bench::run(&benchmark),
         Command::Sleeper => bench::sleep_and_work(),
         Command::Household(household) => bench::live(&household),

@@ -31,9 +31,20 @@ const LEAST_COVERAGE: &str = "75";
 
 const XTASK_WITH_COVERAGE: [&str; 2] = ["--features", "xtask/coverage"];
 
+/// The programs that are not built by default as well.
+const XTASK_WITH_ALL: [&str; 2] = ["--features", "xtask/backtest,xtask/coverage"];
+
 /// The packages with unit tests, for cargo.
-const UNIT_TESTS: [&str; 8] =
-    ["--package", "monitor", "--package", "monitor-common", "--package", "xtask", "--features", "xtask/coverage"];
+const UNIT_TESTS: [&str; 8] = [
+    "--package",
+    "monitor",
+    "--package",
+    "monitor-common",
+    "--package",
+    "xtask",
+    "--features",
+    "xtask/backtest,xtask/coverage",
+];
 
 /// Runs every step and fails when one of them failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -103,7 +114,7 @@ fn check_format() -> Result<Outcome> {
 
 fn check_clippy() -> Result<Outcome> {
     let mut command = process::cargo();
-    command.args(["clippy", "--all-targets"]).args(XTASK_WITH_COVERAGE).args(["--", "--deny", "warnings"]);
+    command.args(["clippy", "--all-targets"]).args(XTASK_WITH_ALL).args(["--", "--deny", "warnings"]);
     process::run(&mut command)?;
     Ok(Outcome::Passed)
 }

@@ -328,7 +328,7 @@ mod tests {
     fn spikes_that_are_spread_are_given_more_room_than_such_as_are_alike() {
         let spikes = |spread: u64| {
             let peak = move |minute: u32| {
-                300 + if minute % 60 == 0 { 200 + spread * u64::from(minute / 60 * 7 % 10) } else { 0 }
+                300 + if minute.is_multiple_of(60) { 200 + spread * u64::from(minute / 60 * 7 % 10) } else { 0 }
             };
             told(&minutes(1440, peak), None, None).raw.limit_bytes
         };

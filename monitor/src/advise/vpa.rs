@@ -156,8 +156,8 @@ mod tests {
 
     /// What becomes of a peak of so many bytes where only that one counts: buckets begin at 10 MB · (1.05ⁿ - 1) / 0.05.
     fn alone(bytes: u64) -> u64 {
-        let begins = (0..).map(|n| 1e7 * (1.05f64.powi(n) - 1.0) / 0.05);
-        (begins.skip_while(|begin| *begin <= bytes as f64).next().unwrap() * 1.15) as u64
+        let mut begins = (0..).map(|n| 1e7 * (1.05f64.powi(n) - 1.0) / 0.05);
+        (begins.find(|begin| *begin > bytes as f64).unwrap() * 1.15) as u64
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod recorded;
 
 use anyhow::Result;
 use clap::Parser;
-use corpus::Series;
+use corpus::{Row, Series};
 use monitor::advise::{
     backtest::{Backtest, front},
     fixed_limits::FixedLimits,
@@ -20,6 +20,7 @@ use monitor::advise::{
     policy::{Policy, Settings},
 };
 use std::{
+    iter,
     process::ExitCode,
     sync::{
         Mutex, PoisonError,
@@ -86,9 +87,11 @@ struct Told {
 type Part = (&'static str, fn(&Told) -> bool);
 
 /// What is added up.
-const PARTS: [Part; 6] = [
+const PARTS: [Part; 8] = [
     ("the half that was tuned on", |told| !told.is_kept),
     ("the half that was not", |told| told.is_kept),
+    ("the half that was not, without those that leak", |told| told.is_kept && !told.leaks),
+    ("the half that was not, those that leak", |told| told.is_kept && told.leaks),
     ("generated", |told| !told.is_recorded),
     ("recorded from real programs", |told| told.is_recorded),
     ("without those that leak", |told| !told.leaks),
@@ -133,24 +136,17 @@ fn tell(series: &Series, size_scale: f64) -> Told {
 
 /// The agent's own intervals: the largest and the mean of a minute's ticks.
 fn by_the_minute(series: &Series) -> Vec<Interval> {
-    let mut intervals = Vec::new();
-    for minute in series.rows.chunk_by(|one, next| minute(one.time) == minute(next.time)) {
-        let (sum, largest) = minute
-            .iter()
-            .fold((0.0, 0.0f64), |(sum, largest), row| (sum + row.working_set, largest.max(row.working_set)));
-        let begin = minute.first().map_or(0.0, |row| (row.time / INTERVAL_SECONDS).floor() * INTERVAL_SECONDS);
-        intervals.push(Interval {
-            end_seconds: begin + INTERVAL_SECONDS,
+    let number = |row: &Row| (row.time / INTERVAL_SECONDS).floor();
+    let interval = |rows: &[Row]| {
+        let sum: f64 = rows.iter().map(|row| row.working_set).sum();
+        Interval {
+            end_seconds: (rows.first().map_or(0.0, number) + 1.0) * INTERVAL_SECONDS,
             seconds: INTERVAL_SECONDS,
-            peak_bytes: largest as u64,
-            mean_bytes: (sum / minute.len() as f64) as u64,
-        });
-    }
-    intervals
-}
-
-fn minute(seconds: f64) -> u64 {
-    (seconds / INTERVAL_SECONDS) as u64
+            peak_bytes: rows.iter().map(|row| row.working_set).fold(0.0, f64::max) as u64,
+            mean_bytes: (sum / rows.len() as f64) as u64,
+        }
+    };
+    series.rows.chunk_by(|one, next| number(one) == number(next)).map(interval).collect()
 }
 
 /// What a function says of each, by all processors, in order.
@@ -159,10 +155,8 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], of: impl Fn(&T) -> R + Sync) -> Ve
     thread::scope(|scope| {
         for _ in 0..thread::available_parallelism().map_or(1, usize::from) {
             scope.spawn(|| {
-                while let Some((place, item)) = {
-                    let place = next.fetch_add(1, Ordering::Relaxed);
-                    items.get(place).map(|item| (place, item))
-                } {
+                let numbers = iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+                for (place, item) in numbers.map_while(|place| Some((place, items.get(place)?))) {
                     let result = of(item);
                     done.lock().unwrap_or_else(PoisonError::into_inner).push((place, result));
                 }
@@ -175,10 +169,11 @@ fn in_parallel<T: Sync, R: Send>(items: &[T], of: impl Fn(&T) -> R + Sync) -> Ve
 }
 
 fn table(name: &str, part: &[&Told]) -> String {
-    let sums = Policy::ALL.map(|policy| {
-        let place = Policy::ALL.iter().position(|other| *other == policy).unwrap_or_default();
-        (policy, part.iter().map(|told| told.costs[place]).sum::<Backtest>())
-    });
+    let sums: Vec<_> = Policy::ALL
+        .into_iter()
+        .enumerate()
+        .map(|(place, policy)| (policy, part.iter().map(|told| told.costs[place]).sum::<Backtest>()))
+        .collect();
     let (leaks, hours) =
         (part.iter().filter(|told| told.leaks).count(), part.iter().map(|told| told.hours).sum::<f64>());
     let mut text = format!("{name}: {} lives, {leaks} of them leak, {hours:.0} hours\n\n", part.len());
@@ -228,4 +223,54 @@ fn histories<'a>(all: impl Iterator<Item = &'a Told>) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn series(rows: &[(f64, f64)]) -> Series {
+        let row =
+            |&(time, working_set): &(f64, f64)| Row { time, working_set, anon: None, requests: None, oom_kills: None };
+        Series { name: "a".to_owned(), is_recorded: false, leak_begins: None, rows: rows.iter().map(row).collect() }
+    }
+
+    #[test]
+    fn a_minute_is_its_largest_tick_and_their_mean() {
+        let minutes = by_the_minute(&series(&[(0.0, 10.0), (20.0, 40.0), (40.0, 10.0), (60.0, 5.0), (185.0, 7.0)]));
+        let of = |end_seconds, peak_bytes, mean_bytes| Interval { end_seconds, seconds: 60.0, peak_bytes, mean_bytes };
+        assert_eq!(minutes, [of(60.0, 40, 20), of(120.0, 5, 5), of(240.0, 7, 7)]);
+    }
+
+    #[test]
+    fn whoever_is_done_first_the_order_is_kept() {
+        let items: Vec<u64> = (0..100).collect();
+        let squares = in_parallel(&items, |item| {
+            thread::yield_now();
+            item * item
+        });
+        assert_eq!(squares, items.iter().map(|item| item * item).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_corpus_has_a_dozen_real_programs_and_all_kinds_of_generated_ones() {
+        assert!(recorded::all().unwrap().len() + recorded::histories().unwrap().len() >= 12);
+        let names: Vec<_> = corpus::long().map(|series| series.name).collect();
+        assert!(
+            ["deploys", "weeks", "rare-spikes"].iter().all(|family| names.iter().any(|name| name.starts_with(family)))
+        );
+    }
+
+    #[test]
+    fn tables_have_a_line_for_each_policy_and_each_life() {
+        let told = tell(&series(&(0..120).map(|minute| (f64::from(minute) * 60.0, 5e8)).collect::<Vec<_>>()), 1.0);
+        assert_eq!((told.hours, told.ladder), (2.0, [1; 5]));
+        let sums = table("all", &[&told, &told]);
+        assert!(sums.starts_with("all: 2 lives, 0 of them leak, 4 hours\n"), "{sums}");
+        let rules = Backtest { kills: 0, changes: 0, ..told.costs[0] };
+        assert_eq!(told.costs[0], rules, "nothing happens");
+        assert!(sums.contains(&format!("| `rules` | 0 | {:.0} | 0 | ", rules.wasted_gib_hours * 2.0)), "{sums}");
+        let each = histories([&told].into_iter());
+        assert!(each.contains("\n| a | 2 | 476 | 1 | 1 | 1 | 1 | 1 | 0 / "), "{each}");
+    }
 }
