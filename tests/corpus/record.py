@@ -294,7 +294,7 @@ while True:
     redis("redis-snapshots", False, steady(150), [],
           lambda n: [("SET", f"k{n % 20_000}", value(10_000))] + ([("BGSAVE",)] if n % 15_000 == 14_999 else []))
     by_time("xz-backups", False, ["sh", "-c", "while :; do for level in 6 6 6 8; do head -c 60000000 /dev/urandom | xz -T1 -$level > backup.xz; sleep 20; done; done"])
-    by_time("sort-reports", False, ["sh", "-c", "while :; do for rows in 200000 400000 200000 3000000; do seq $rows | sort -R -S 400M > /dev/null; sleep 15; done; done"])
+    by_time("sort-reports", False, ["sh", "-c", "while :; do for rows in 1000000 2000000 1000000 4000000; do seq $rows | shuf | sort -S 600M > /dev/null; sleep 15; done; done"])
 
 
 def number(object, *names):

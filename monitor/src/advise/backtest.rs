@@ -9,15 +9,12 @@ use super::{
     Sizes,
     life::Life,
     past::{Interval, Kill},
-    policy::{Follower, Policy, Settings},
+    policy::{FIRST_SECONDS, Follower, Policy, Settings},
     proposal::Proposals,
 };
 use crate::time::BootTime;
 use serde::{Deserialize, Serialize};
 use std::{fmt::Write as _, iter::Sum, ops::AddAssign, sync::Arc};
-
-/// A subject is watched so long before it is given sizes.
-pub const FIRST_SECONDS: f64 = 900.0;
 
 const GIBIBYTE: f64 = (1u64 << 30) as f64;
 const HOUR_SECONDS: f64 = 3600.0;

@@ -30,12 +30,14 @@ use super::{
     MEBIBYTE, Sizes,
     guardrails::{Draft, STEP_BYTES, percent},
     past::{Interval, Kill},
-    policy::{Follow, Settings},
+    policy::{DAY_SECONDS, FIRST_SECONDS, Follow, Settings},
     proposal::COOL_DOWN,
     window::{Highest, Window},
 };
 use std::collections::VecDeque;
 
+/// How far ahead a limit looks.
+const HORIZON_SECONDS: f64 = DAY_SECONDS;
 /// Chance that the next horizon's largest peak is above the limit, where tails are exponential.
 const RISK: f64 = 0.05;
 /// Blocks are so long, in seconds.
@@ -74,8 +76,6 @@ const LEAKS: &str = "more memory would only put off its end";
 
 /// What it keeps of a past.
 pub(super) struct Peaks {
-    horizon_seconds: f64,
-    short_seconds: f64,
     begin_seconds: Option<f64>,
     now_seconds: f64,
     long: Window,
@@ -93,8 +93,6 @@ impl Peaks {
     pub(super) fn new(settings: &Settings) -> Self {
         let memory_seconds = settings.long_seconds * LONG_WINDOWS;
         Self {
-            horizon_seconds: settings.long_seconds,
-            short_seconds: settings.short_seconds,
             begin_seconds: None,
             now_seconds: 0.0,
             long: Window::new(settings.long_seconds),
@@ -133,7 +131,7 @@ impl Peaks {
         let rise = self.rise();
         let least = percent(largest, ROOM_PERCENT).saturating_add(rise).max(killed);
         let roomy = (largest as f64 * (1.0 + margin)) as u64;
-        let tail = self.blocks.tail.map_or(0, |tail| tail.level(self.horizon_seconds, RISK) as u64);
+        let tail = self.blocks.tail.map_or(0, |tail| tail.level(HORIZON_SECONDS, RISK) as u64);
         (least, roomy.max(tail).saturating_add(rise.saturating_mul(RISES)).max(killed))
     }
 
@@ -161,7 +159,7 @@ impl Follow for Peaks {
             self.earlier.push(old.end_seconds, old.peak_bytes);
         }
         self.blocks.push(end_seconds, peak_bytes);
-        if self.first.is_none() && self.age_seconds() >= self.short_seconds {
+        if self.first.is_none() && self.age_seconds() >= FIRST_SECONDS {
             self.first = self.target().map(|(draft, _)| draft.raw);
         }
     }
@@ -366,6 +364,18 @@ mod tests {
         let raised = told(&week, Some(mebibytes(200, 208)), None).recommended;
         assert_eq!(raised, mebibytes(208, 272));
         assert!(is_worth_it(Some(mebibytes(200, 208)), raised));
+    }
+
+    #[test]
+    fn where_all_of_a_past_is_one_window_a_limit_still_looks_a_day_ahead() {
+        let swings = minutes(1440, |minute| 300 + u64::from(minute * 7 % 100));
+        let of = |long_seconds| {
+            let past = Past { intervals: &swings, ..Past::default() };
+            let settings = Settings { short_seconds: f64::INFINITY, long_seconds, ..Settings::default() };
+            Policy::Peaks.recommend(&past, &settings).unwrap().raw
+        };
+        assert_eq!(of(f64::INFINITY), of(DAY_SECONDS * 2.0));
+        assert!(of(f64::INFINITY).limit_bytes < 700 * MEBIBYTE, "{:?}", of(f64::INFINITY));
     }
 
     #[test]

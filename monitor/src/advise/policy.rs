@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// The seconds of a day.
 pub(super) const DAY_SECONDS: f64 = 86_400.0;
+/// A subject is watched so long before it is given sizes.
+pub const FIRST_SECONDS: f64 = 900.0;
 
 /// How request and limit are worked out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
