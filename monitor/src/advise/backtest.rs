@@ -251,6 +251,18 @@ mod tests {
     }
 
     #[test]
+    fn a_leak_that_is_yet_to_come_is_not_known() {
+        let quiet = [vec![400; 60], vec![1500; 60]].concat();
+        let leaks = (0..600).map(|minute| 1500 + 5 * minute);
+        let later = life(quiet.iter().copied().chain(leaks));
+        assert!(later.leak(719).is_some());
+        let (alone, followed) = (life(quiet), later);
+        let sizes = sizes_over_time(Policy::Peaks, &alone);
+        assert_ne!(sizes[59], sizes[119], "there is something to be kept from");
+        assert_eq!(sizes_over_time(Policy::Peaks, &followed)[..120], sizes);
+    }
+
+    #[test]
     fn names_in_json_are_those_that_are_documented() {
         let told = Backtest {
             kills: 1,

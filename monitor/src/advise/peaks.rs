@@ -342,6 +342,10 @@ mod tests {
         let mut peaks = Peaks::new(&Settings::default());
         rising.iter().for_each(|interval| peaks.push(interval));
         assert_eq!(peaks.rise(), 60 * MEBIBYTE);
+        // Ten hours in, the margin is 0.15 + 0.85 · 6 / 16.
+        let largest = (400 + 2 * 599) as f64;
+        let limit = told(&rising, None, None).raw.limit_bytes / MEBIBYTE;
+        assert_eq!(limit, (largest * (1.15 + 0.85 * 6.0 / 16.0)) as u64 + 3 * 60);
         let mut young = Peaks::new(&Settings::default());
         rising[..16].iter().for_each(|interval| young.push(interval));
         assert_eq!(young.rise(), 60 * MEBIBYTE, "16 MiB in the last eight minutes are as many in 30");
@@ -396,10 +400,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_limit_is_no_more_than_half_as_much_again_as_the_request((intervals, kills) in pasts(), leaks: bool) {
+        fn the_limit_is_no_more_than_half_as_much_again_as_the_request(
+            (intervals, kills) in pasts(), leaks: bool, current in prop::option::of((1u64..2000, 0u64..2000))
+        ) {
             let past = Past { intervals: &intervals, kills: &kills, leak: leaks.then_some("leaks") };
-            let raw = Policy::Peaks.recommend(&past, &Settings::default()).unwrap().raw;
-            prop_assert!(raw.limit_bytes <= raw.request_bytes.saturating_mul(3).div_ceil(2));
+            let current = current.map(|(request, more)| mebibytes(request, request + more));
+            let raw = Policy::Peaks.recommend(&past, &Settings { current, ..Settings::default() }).unwrap().raw;
+            let is_kept = Some(raw) == current;
+            prop_assert!(is_kept || raw.limit_bytes <= raw.request_bytes.saturating_mul(3).div_ceil(2));
+        }
+
+        #[test]
+        fn a_limit_that_is_raised_comes_with_two_thirds_of_it_however_little_it_had(limit in 64u64..400) {
+            // Of a use that nearly fills it: what is more by formulas is less than what counts as a change.
+            let week = minutes(6 * 1440, |_| limit);
+            let raw = told(&week, Some(mebibytes(limit, limit + 1)), None).raw;
+            prop_assert!(raw.limit_bytes > (limit + 1) * MEBIBYTE && raw.request_bytes * 3 >= raw.limit_bytes * 2);
         }
 
         #[test]
