@@ -412,8 +412,8 @@ mod tests {
 
         #[test]
         fn a_limit_that_is_raised_comes_with_two_thirds_of_it_however_little_it_had(limit in 64u64..400) {
-            // Of a use that nearly fills it: what is more by formulas is less than what counts as a change.
-            let week = minutes(6 * 1440, |_| limit);
+            // Of spikes that nearly fill it: what is more by formulas is less than what counts as a change.
+            let week = minutes(6 * 1440, |minute| if minute.is_multiple_of(60) { limit } else { limit / 4 });
             let raw = told(&week, Some(mebibytes(limit, limit + 1)), None).raw;
             prop_assert!(raw.limit_bytes > (limit + 1) * MEBIBYTE && raw.request_bytes * 3 >= raw.limit_bytes * 2);
         }
