@@ -343,7 +343,7 @@ mod tests {
         rising.iter().for_each(|interval| peaks.push(interval));
         assert_eq!(peaks.rise(), 60 * MEBIBYTE);
         // Ten hours in, the margin is 0.15 + 0.85 · 6 / 16.
-        let largest = (400 + 2 * 599) as f64;
+        let largest = f64::from(400 + 2 * 599);
         let limit = told(&rising, None, None).raw.limit_bytes / MEBIBYTE;
         assert_eq!(limit, (largest * (1.15 + 0.85 * 6.0 / 16.0)) as u64 + 3 * 60);
         let mut young = Peaks::new(&Settings::default());
