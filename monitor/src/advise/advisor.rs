@@ -229,15 +229,18 @@ impl Terms {
         }
     }
 
-    /// What a subject with that past should get; nothing where nothing is known of it.
+    /// What a subject with that past should get; nothing where nothing is known of it. `said` is what it was told to get before: what
+    /// policies go by where it is not known what it has.
     pub fn advice(
         &self,
         policy: Policy,
         subject: &Arc<str>,
         past: &Past<'_>,
         current: Option<Current>,
+        said: Option<Sizes>,
     ) -> Option<Advice> {
         let settings = self.settings(subject, current);
+        let settings = Settings { current: settings.current.or(said), ..settings };
         let Recommendation { raw, recommended, rationale } = policy.recommend(past, &settings)?;
         let observed = Observed::of_past(past, self.long_seconds)?;
         Some(self.told(subject, observed, (raw, recommended, rationale), current))
@@ -345,11 +348,12 @@ impl Advisor {
             let past = Past { intervals: &intervals, kills: &kills, leak };
             let limit_bytes = limits.get(&*name).copied();
             let current = limit_bytes.map(|limit| Current { request_bytes: None, limit_bytes: Some(limit) });
-            let Some(mut advice) = self.terms.advice(policy, &name, &past, current) else { continue };
+            let is_own = policy == self.terms.policy;
+            let before = lock(&self.said).last.get(&name).filter(|_| is_own).map(|(_, recommended, _)| *recommended);
+            let Some(mut advice) = self.terms.advice(policy, &name, &past, current, before) else { continue };
             let mut is_new = false;
-            if policy == self.terms.policy {
+            if is_own {
                 let mut said = lock(&self.said);
-                let before = said.last.get(&name).map(|(_, recommended, _)| *recommended);
                 is_new = changes.is_some() && said.proposals.propose(&name, before, advice.recommended, now);
                 if is_new {
                     let new = (advice.raw, advice.recommended, advice.rationale.clone());
@@ -484,6 +488,25 @@ mod tests {
         let krr = advisor.advise(Policy::Krr, &snapshot, &Findings::default());
         assert_eq!((krr.policy, of(&krr).recommended), (Policy::Krr, sizes(128, 128)));
         assert!(of(&krr).proposed, "nothing is known of what it has");
+    }
+
+    #[test]
+    fn by_peaks_one_that_leaks_gets_no_more_than_it_was_told_before() {
+        let advisor = advisor(|config| config.policy = "peaks".to_owned());
+        let nobody = Findings::default();
+        let snapshot = (0..20).map(|number| minute(&advisor, number, 100)).last().unwrap();
+        let first = advisor.changes(&snapshot, &nobody)[0].recommended;
+        let name = advisor.advise(Policy::Peaks, &snapshot, &nobody).recommendations[0].subject.clone();
+        let leaks = fixtures::findings();
+        let known =
+            leaks.findings.iter().any(|finding| finding.detector == "leak" && *finding.subject.label() == *name);
+        assert!(known, "the fixture's tree leaks");
+        let grown = (20..90).map(|number| minute(&advisor, number, 80 + number)).last().unwrap();
+        let kept = advisor.changes(&grown, &leaks);
+        assert_eq!(kept, [], "it is told to leak, and gets no more");
+        let told = advisor.advise(Policy::Peaks, &grown, &leaks);
+        assert_eq!(of(&told).recommended, first);
+        assert!(advisor.changes(&grown, &nobody)[0].recommended.limit_bytes > first.limit_bytes, "else it would");
     }
 
     #[test]

@@ -227,7 +227,7 @@ fn by_files(
         let past = Past { intervals, kills, leak: leak.as_deref() };
         let told = limit_bytes.map(|limit| Current { request_bytes: None, limit_bytes: Some(limit) });
         let current = current_of(&arguments.current, name).or(told);
-        recommendations.extend(terms.advice(policy, name, &past, current));
+        recommendations.extend(terms.advice(policy, name, &past, current, None));
     }
     Ok(Recommendations { time_ns: BootTime::now(), policy, recommendations, left_out: 0 })
 }
