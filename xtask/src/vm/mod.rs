@@ -114,6 +114,7 @@ const HOSTS: [Host; 6] = [
 const OF_ALL_KINDS: &[&str] = &["--skip", "vm::crippled"];
 /// What is the agent's own doing, whatever the kernel: done on the oldest and the newest, where it would show if it were not so.
 const OF_USER_SPACE: &[&str] = &[
+    "advice::",
     "command_line::",
     "container::",
     "descriptors::",
