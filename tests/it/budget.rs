@@ -147,7 +147,7 @@ fn what_requests_hold_is_fitted_and_as_many_as_are_told_fit() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let recording = directory.path().join("load.rec");
     let agent = Agent::start(&["--record", &recording.to_string_lossy()])?;
-    let (server, group) = (Server::holding(HELD)?, Cgroup::new("budget")?);
+    let (group, server) = (Cgroup::new("budget")?, Server::holding(HELD)?);
     group.add(server.pid())?;
     group.limit_memory(LIMIT)?;
     let socket = server.directory().join("socket");
