@@ -5,8 +5,8 @@
 //!   (proportional set sizes less the workers' unique ones).
 //! - A worker's private memory is its unique set size, at rest: less what its requests in flight held when it was read. Of all
 //!   workers it is the median.
-//! - What a request in flight holds is fitted ([`fit`]) from the anonymous memory and the requests in flight of all ticks
-//!   ([`load`]); sums take the high end of its interval ([`sums`]).
+//! - What a request in flight holds is fitted (`fit`) from the anonymous memory and the requests in flight of all ticks
+//!   (`load`); sums take the high end of its interval (`sums`).
 //! - The limit is the tightest of the tree's cgroup; what others use below it is taken off.
 //!
 //! What is not known is none, and a remark says why.
