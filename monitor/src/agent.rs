@@ -1,6 +1,9 @@
 //! Wiring and the one event loop: rings, ticks and the end meet here, and only here is anything written. Readers are
 //! handed immutable snapshots.
 
+mod end;
+mod show;
+
 use crate::{
     advise::{
         Sizes,
@@ -32,10 +35,7 @@ use crate::{
     mark::Told,
     model::{Model, Retention, snapshot::Snapshot},
     notify::{self, Sinks},
-    output::{
-        console::{Console, Form, Ticks},
-        timeseries::TimeSeries,
-    },
+    output::{console::Console, timeseries::TimeSeries},
     picture::{Judges, Picture},
     privileges,
     sample::Sample,
@@ -44,10 +44,11 @@ use crate::{
     time::BootTime,
 };
 use anyhow::Context;
+use end::End;
+use show::show;
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
     runtime::Handle,
-    signal::unix::{Signal, SignalKind, signal},
     sync::{oneshot, watch},
     time::{Instant, Interval, MissedTickBehavior, interval_at},
 };
@@ -496,108 +497,6 @@ fn start_timeseries(config: &Config) -> anyhow::Result<Option<TimeSeries>> {
             .with_context(|| format!("cannot write CSV files to {}: name another directory by --csv", path.display()))
     };
     config.export_timeseries.then(start).transpose()
-}
-
-/// What ends the agent, and who is told how it goes.
-enum End {
-    /// A signal, or the deadline; the service manager is told.
-    Signals([Signal; 3], Option<Instant>),
-    /// A companion, who is told once that it is ready.
-    Companion(oneshot::Receiver<()>, Option<oneshot::Sender<watch::Receiver<Arc<Picture>>>>),
-}
-
-impl End {
-    fn by_signals(run_for: Option<Duration>) -> anyhow::Result<Self> {
-        let listen = |kind| signal(kind).context("listening for signals");
-        let signals =
-            [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?];
-        Ok(Self::Signals(signals, run_for.map(|time| Instant::now() + time)))
-    }
-
-    fn ready(&mut self, pictures: watch::Receiver<Arc<Picture>>) {
-        match self {
-            Self::Signals(..) => service::ready(),
-            // One who has gone has dropped the other end as well.
-            Self::Companion(_, ready) => drop(ready.take().map(|ready| ready.send(pictures))),
-        }
-    }
-
-    fn alive_every(&self) -> Option<Duration> {
-        if let Self::Signals(..) = self { service::alive_every() } else { None }
-    }
-
-    fn ending(&self) {
-        if let Self::Signals(..) = self {
-            service::ending();
-        }
-    }
-
-    async fn reached(&mut self) {
-        let ([interrupt, terminate, hangup], deadline) = match self {
-            Self::Signals(signals, deadline) => (signals, *deadline),
-            Self::Companion(told, _) => {
-                let _ = told.await;
-                return;
-            }
-        };
-        let deadline = async {
-            match deadline {
-                Some(deadline) => tokio::time::sleep_until(deadline).await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-            _ = hangup.recv() => {}
-            () = deadline => {}
-        }
-    }
-}
-
-/// Shows snapshots until the end, or until nobody reads any more.
-async fn show(mut console: Console, mut pictures: watch::Receiver<Arc<Picture>>, mut ending: watch::Receiver<bool>) {
-    let mut open = true;
-    let mut pace = match console.form() {
-        Form::Table(interval) => Pace::Time(every(interval)),
-        Form::Blocks(ticks) => Pace::Ticks(ticks),
-    };
-    while open {
-        tokio::select! {
-            _ = ending.wait_for(|end| *end) => return,
-            next = pace.next(&mut pictures) => {
-                let Some(snapshot) = next else { return };
-                open = tokio::task::block_in_place(|| console.show(&snapshot)).is_ok();
-            }
-        }
-    }
-}
-
-/// When the console shows the next snapshot.
-enum Pace {
-    /// By the clock, whatever the ticks.
-    Time(Interval),
-    /// By the ticks, whatever time they take.
-    Ticks(Ticks),
-}
-
-impl Pace {
-    /// The next one to show; none when there will be no more.
-    async fn next(&mut self, pictures: &mut watch::Receiver<Arc<Picture>>) -> Option<Arc<Snapshot>> {
-        match self {
-            Self::Time(interval) => {
-                interval.tick().await;
-                Some(Arc::clone(&pictures.borrow().snapshot))
-            }
-            Self::Ticks(ticks) => loop {
-                pictures.changed().await.ok()?;
-                let snapshot = Arc::clone(&pictures.borrow_and_update().snapshot);
-                if ticks.is_due(snapshot.number) {
-                    return Some(snapshot);
-                }
-            },
-        }
-    }
 }
 
 /// The event that an alert, or its end, is told as.

@@ -7,18 +7,17 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::{
-    fs::{self, File, Permissions},
-    net::{SocketAddr, TcpListener, TcpStream},
+    fs::{self, Permissions},
+    net::TcpListener,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::Output,
     time::Duration,
 };
-use tempfile::TempDir;
 use tests::{
-    Agent, Cgroup, Machine, Receiver, Workload, agent,
+    Agent, Alertmanager, Cgroup, Machine, Receiver, Workload, agent,
     clock::{PATIENCE, boot_ns, wait_until},
-    expect, http, json,
+    expect, json,
     receiver::{MailServer, free_address, lines},
 };
 
@@ -33,7 +32,6 @@ const MORE: u64 = 5 * MIB;
 const SOON: Duration = Duration::from_secs(3);
 /// As Slack's addresses have one in their path.
 const SECRET: &str = "T0SECRET/B0SECRET";
-const LOCAL: [(&str, &str); 1] = [("Host", "localhost")];
 /// Nothing but memory is judged, and that soon; the machine's own is nobody's business here.
 const SETTINGS: [&str; 3] = ["alerts.hold=1s", "alerts.cool_down=0s", "alerts.silence=the machine"];
 const OTHER_RULES: [&str; 10] = [
@@ -107,69 +105,6 @@ impl Tenant {
     }
 }
 
-/// A real Alertmanager, which tells each alert by itself to a webhook, at once and when it is over.
-struct Alertmanager {
-    child: Child,
-    address: SocketAddr,
-    directory: TempDir,
-}
-
-impl Alertmanager {
-    fn start(webhook: SocketAddr) -> Result<Self> {
-        let (address, directory) = (free_address()?, tempfile::tempdir()?);
-        let path = |name: &str| directory.path().join(name);
-        let settings = format!(
-            "route: {{receiver: test, group_by: ['...'], group_wait: 0s, group_interval: 1s, repeat_interval: 1h}}\n\
-             receivers: [{{name: test, webhook_configs: [{{url: 'http://{webhook}/', send_resolved: true}}]}}]\n"
-        );
-        fs::write(path("settings.yml"), settings)?;
-        let child = Command::new("prometheus-alertmanager")
-            .arg(format!("--config.file={}", path("settings.yml").display()))
-            .arg(format!("--storage.path={}", path("data").display()))
-            .arg(format!("--web.listen-address={address}"))
-            .arg("--cluster.listen-address=")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(path("log"))?)
-            .spawn()
-            .context("cannot start Alertmanager: install Debian's package prometheus-alertmanager")?;
-        let alertmanager = Self { child, address, directory };
-        let words = || fs::read_to_string(alertmanager.directory.path().join("log")).unwrap_or_default();
-        wait_until("Alertmanager to be ready", PATIENCE, || {
-            let listens = TcpStream::connect(address).is_ok();
-            Ok((listens && http::get_tcp(address, "/-/ready", &LOCAL)?.status == 200).then_some(()))
-        })
-        .with_context(words)?;
-        Ok(alertmanager)
-    }
-
-    /// What goes on, as it knows it.
-    fn active(&self) -> Result<Vec<Value>> {
-        let answer = http::get_tcp(self.address, "/api/v2/alerts", &LOCAL)?;
-        ensure!(answer.status == 200, "Alertmanager answered {}: {}", answer.status, answer.body);
-        Ok(serde_json::from_str(&answer.body)?)
-    }
-
-    /// The one alert that goes on, once its label is this.
-    fn one(&self, label: &str, value: &str) -> Result<Value> {
-        wait_until(&format!("an alert with {label} {value} at Alertmanager"), PATIENCE, || {
-            Ok(self.active()?.into_iter().find(|alert| alert["labels"][label] == value))
-        })?;
-        wait_until("Alertmanager to have one alert", PATIENCE, || {
-            let [alert] = &self.active()?[..] else { return Ok(None) };
-            Ok((alert["labels"][label] == value).then(|| alert.clone()))
-        })
-    }
-}
-
-impl Drop for Alertmanager {
-    fn drop(&mut self) {
-        if let Err(error) = self.child.kill().and_then(|()| self.child.wait().map(|_| ())) {
-            eprintln!("cannot end Alertmanager: {error}");
-        }
-    }
-}
-
 /// What a receiver has been told of an alert: the text of a field, of each.
 fn texts(told: &[Value], name: &str) -> Result<Vec<String>> {
     told.iter().map(|told| Ok(json::text(told, name)?.to_owned())).collect()
@@ -239,7 +174,7 @@ fn a_real_alertmanager_knows_of_one_alert_and_tells_its_beginning_and_its_end_on
     let told = Receiver::start(200)?;
     let alertmanager = Alertmanager::start(told.address())?;
     let mut tenant = Tenant::new("alertmanager")?;
-    let agent = start(&[format!("alerts.alertmanager=http://{}", alertmanager.address)])?;
+    let agent = start(&[format!("alerts.alertmanager=http://{}", alertmanager.address())])?;
     let name = tenant.name();
     // In which order it tells of two at once is its own.
     let tellings = |times: usize| -> Result<Vec<(String, String)>> {

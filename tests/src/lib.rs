@@ -7,6 +7,7 @@
 //! Nothing is skipped silently: where the machine lacks what a test needs, the test fails and says what is missing.
 
 pub mod agent;
+pub mod alertmanager;
 pub mod bpf;
 pub mod cgroup;
 pub mod clock;
@@ -23,6 +24,7 @@ pub mod server;
 pub mod workload;
 
 pub use agent::Agent;
+pub use alertmanager::Alertmanager;
 pub use cgroup::Cgroup;
 pub use container::{Podman, Runc};
 pub use disk::LoopDevice;
