@@ -182,6 +182,7 @@ fn memory_and_time_of_a_process_are_what_proc_says() -> Result<()> {
             number("memory.shmem_bytes")? == Some(proc::bytes(pid, "status", "RssShmem")?),
             number("minor_faults_total")?.zip(number("major_faults_total")?).map(|(minor, major)| minor + major)
                 == Some(proc::faults(pid)?),
+            number("open_files")? == Some(proc::open_files(pid)?),
             told["cpu"]["seconds_total"].as_f64() == Some(proc::cpu_seconds(pid)?),
         ];
         Ok(agree.iter().all(|agree| *agree).then_some(()))

@@ -59,6 +59,15 @@ pub fn children(pid: u32) -> Result<Vec<u32>> {
     text.split_whitespace().map(|pid| pid.parse().with_context(|| format!("not a pid: {pid}"))).collect()
 }
 
+/// How many files a process has open, counted one by one.
+///
+/// # Errors
+/// No such process.
+pub fn open_files(pid: u32) -> Result<u64> {
+    let directory = format!("/proc/{pid}/fd");
+    Ok(fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))?.count() as u64)
+}
+
 /// CPU time of a process so far, in seconds: fields 14 and 15 of /proc/PID/stat.
 ///
 /// # Errors

@@ -1,13 +1,14 @@
 //! What the kernel's own clock says that the agent and its programs took of one run: an account that other load on the
 //! machine does not disturb, and that knows nothing of caches.
 
-use super::{agent_process::Agent, run_settled, workload::Workload};
+use super::{SETTLING_TIME, agent_process::Agent, workload::Workload};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::{
     fmt, io,
     os::fd::{FromRawFd as _, OwnedFd},
     path::Path,
+    time::Instant,
 };
 
 /// Of one run of a workload.
@@ -37,9 +38,10 @@ const RUN_TIME: u32 = 0;
 pub(super) fn take(workload: &mut Workload, agent: &Path, scratch: &Path) -> Result<Account> {
     let _statistics = enable_statistics().context("cannot have the kernel measure its programs")?;
     let agent = Agent::start(agent, scratch)?;
-    let before = agent.query("/v1/health")?;
-    let run = run_settled(workload)?;
-    let after = agent.query("/v1/health")?;
+    std::thread::sleep(SETTLING_TIME);
+    let (begun, before) = (Instant::now(), agent.query("/v1/health")?);
+    workload.run()?;
+    let (run, after) = (begun.elapsed(), agent.query("/v1/health")?);
     agent.stop()?;
     let (before, after) = (&before["cost"], &after["cost"]);
     let account = Account {

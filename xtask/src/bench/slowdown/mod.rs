@@ -3,11 +3,11 @@
 //! grows warmer or busier weighs on both alike.
 
 mod account;
+mod background;
 mod compiler;
 mod postgres;
 mod python;
 mod redis;
-mod server;
 mod workload;
 
 use super::{

@@ -1,7 +1,7 @@
 //! pgbench against a private PostgreSQL cluster: transactions that wait for the disk, over a Unix socket.
 
 use super::{
-    server::Server,
+    background::Background,
     workload::{Workload, require_program},
 };
 use crate::process;
@@ -30,7 +30,7 @@ pub(crate) fn prepare(directory: &Path) -> Result<Workload> {
     start.arg("-D").arg(&data).args(["-c", "listen_addresses=", "-c"]);
     start.arg(format!("unix_socket_directories={}", cluster.directory.display()));
     // Fast shutdown: clients are cut off, nothing is waited for.
-    let server = Server::start(&mut start, libc::SIGINT, || cluster.answers())?;
+    let server = Background::start(&mut start, libc::SIGINT, || cluster.answers())?;
 
     process::run_unseen(cluster.client("pgbench").args(["--initialize", "--quiet", "--scale", SCALE, DATABASE]))?;
     let mut benchmark = cluster.client("pgbench");

@@ -1,30 +1,99 @@
 //! redis-benchmark against a private redis-server: many small requests over loopback, all in memory.
+//!
+//! Both run on through all pairs, and the server's own count of commands says how fast it goes. Started anew for each run, the
+//! pair's two halves differ by several per cent before any agent has a part in it: in where memory lies, and in which of two
+//! processors each ended up on.
 
 use super::{
-    server::{self, Server},
+    background::{self, Background},
     workload::{Workload, require_program},
 };
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use std::{
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
     path::Path,
     process::Command,
+    time::{Duration, Instant},
 };
 
-/// Some three seconds of work.
-const REQUESTS: &str = "200000";
+/// The piece of work that is timed.
+const REQUESTS: f64 = 100_000.0;
+/// How long its pace is taken.
+const WINDOW: Duration = Duration::from_secs(2);
+/// More than are done before the client is ended.
+const ENDLESS: &str = "2000000000";
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn prepare(directory: &Path) -> Result<Workload> {
     let server = require_program("redis-server", "redis-server")?;
     let client = require_program("redis-benchmark", "redis-tools")?;
-    let port = server::free_port()?;
+    let port = background::free_port()?;
     let mut start = Command::new(server);
     start.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
     start.args(["--daemonize", "no", "--dir"]).arg(directory);
-    let answers = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok();
-    let server = Server::start(&mut start, libc::SIGTERM, answers)?;
+    let server = Background::start(&mut start, libc::SIGTERM, || Commands::of(port).is_ok())?;
 
+    let mut commands = Commands::of(port)?;
     let mut benchmark = Command::new(client);
-    benchmark.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-q", "-n", REQUESTS, "-t", "set,get"]);
-    Ok(Workload::with_server(benchmark, server))
+    benchmark.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-q", "-n", ENDLESS, "-t", "get"]);
+    let is_under_way = || commands.done().is_ok_and(|done| done > REQUESTS);
+    let client = Background::start(&mut benchmark, libc::SIGTERM, is_under_way)?;
+    Ok(Workload::new(move || {
+        let _kept = (&client, &server);
+        commands.time()
+    }))
+}
+
+/// The server's count of the commands it has done.
+struct Commands {
+    connection: BufReader<TcpStream>,
+}
+
+impl Commands {
+    fn of(port: u16) -> Result<Self> {
+        let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("cannot connect to redis-server")?;
+        connection.set_read_timeout(Some(PATIENCE)).context("set how long redis-server is waited for")?;
+        Ok(Self { connection: BufReader::new(connection) })
+    }
+
+    /// How long the piece of work takes at the present pace.
+    fn time(&mut self) -> Result<Duration> {
+        let (begun, before) = (Instant::now(), self.done()?);
+        std::thread::sleep(WINDOW);
+        let (took, done) = (begun.elapsed(), self.done()? - before);
+        ensure!(done > 0.0, "redis-benchmark made no request for {} s", WINDOW.as_secs());
+        Ok(took.mul_f64(REQUESTS / done))
+    }
+
+    /// Asked as a person would by telnet: the answer's length, the answer, an empty line.
+    fn done(&mut self) -> Result<f64> {
+        self.connection.get_mut().write_all(b"INFO stats\r\n").context("cannot ask redis-server")?;
+        let mut head = String::new();
+        self.connection.read_line(&mut head).context("redis-server does not answer")?;
+        let length = head.trim_end().strip_prefix('$').and_then(|length| length.parse::<u64>().ok());
+        let length = length.with_context(|| format!("redis-server answers {head:?}"))?;
+        let mut answer = String::new();
+        let end = "\r\n".len() as u64;
+        self.connection.by_ref().take(length + end).read_to_string(&mut answer).context("redis-server's answer")?;
+        commands(&answer).context("redis-server does not tell how many commands it has done")
+    }
+}
+
+/// Of an answer to INFO.
+fn commands(answer: &str) -> Option<f64> {
+    answer.lines().find_map(|line| line.strip_prefix("total_commands_processed:"))?.trim_end().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::commands;
+
+    #[test]
+    fn commands_are_found_among_the_statistics() {
+        let answer =
+            "# Stats\r\ntotal_connections_received:51\r\ntotal_commands_processed:172204\r\nexpired_keys:0\r\n";
+        assert_eq!(commands(answer), Some(172_204.0));
+        assert_eq!(commands("# Stats\r\n"), None);
+    }
 }

@@ -1,6 +1,6 @@
-//! A fixed piece of work: a command that is run again and again and timed, and perhaps a server that it talks to.
+//! A fixed piece of work that is done again and again and timed.
 
-use super::server::Server;
+use super::background::Background;
 use crate::process;
 use anyhow::{Context, Result};
 use std::{
@@ -12,26 +12,36 @@ use std::{
 /// Makes a workload ready in a directory of its own. An error says why it cannot be run here.
 pub(crate) type Prepare = fn(&Path) -> Result<Workload>;
 
-/// Dropped, its server ends.
-pub(crate) struct Workload {
-    client: Command,
-    _server: Option<Server>,
-}
+/// Dropped, the programs end that it keeps.
+pub(crate) struct Workload(Box<dyn FnMut() -> Result<Duration>>);
 
 impl Workload {
-    pub(crate) fn alone(client: Command) -> Self {
-        Self { client, _server: None }
+    /// A way to do the work once that returns how long it took.
+    pub(crate) fn new(run: impl FnMut() -> Result<Duration> + 'static) -> Self {
+        Self(Box::new(run))
     }
 
-    pub(crate) fn with_server(client: Command, server: Server) -> Self {
-        Self { client, _server: Some(server) }
+    /// A command that does the work once.
+    pub(crate) fn alone(mut command: Command) -> Self {
+        Self::new(move || {
+            let start = Instant::now();
+            process::run_unseen(&mut command)?;
+            Ok(start.elapsed())
+        })
+    }
+
+    /// As [`Self::alone`], with a server that the command talks to.
+    pub(crate) fn with_server(client: Command, server: Background) -> Self {
+        let mut client = Self::alone(client);
+        Self::new(move || {
+            let _kept = &server;
+            client.run()
+        })
     }
 
     /// Does the work once: how long it took.
     pub(crate) fn run(&mut self) -> Result<Duration> {
-        let start = Instant::now();
-        process::run_unseen(&mut self.client)?;
-        Ok(start.elapsed())
+        (self.0)()
     }
 }
 
