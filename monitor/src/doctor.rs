@@ -155,6 +155,8 @@ impl Report {
         );
         let tracefs = facts.tracefs.as_ref();
         row("tracefs", if tracefs.is_ok() { "yes" } else { "no" }, tracefs.err().map_or("", String::as_str));
+        let pressure = facts.pressure.as_ref();
+        row("pressure (PSI)", if pressure.is_ok() { "yes" } else { "no" }, pressure.err().map_or("", String::as_str));
         let mount = facts.cgroup.mount().map(|mount| mount.display().to_string());
         row("cgroups charged", facts.cgroup.name(), mount.as_deref().unwrap_or("not mounted: cgroups have no names"));
         row("possible CPUs", &facts.possible_cpus.to_string(), "");

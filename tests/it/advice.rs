@@ -2,11 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use std::fs;
 use tests::{
     Agent, Cgroup, Machine, Workload, agent,
     clock::{PATIENCE, wait_until},
-    expect, json,
+    expect, json, proc,
 };
 
 const MIB: u64 = 1 << 20;
@@ -26,12 +25,6 @@ fn advice(agent: &Agent, pid: u32) -> Result<Option<Value>> {
     Ok(json::list(&answer, "recommendations")?.iter().find(is_meant).cloned())
 }
 
-fn resident_bytes(pid: u32) -> Result<u64> {
-    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
-}
-
 #[test]
 fn a_history_outlives_the_agents_sudden_end_but_for_the_last_interval() -> Result<()> {
     let _machine = Machine::claim()?;
@@ -42,9 +35,13 @@ fn a_history_outlives_the_agents_sudden_end_but_for_the_last_interval() -> Resul
     let pid = workload.pid();
     let agent = Agent::start(&flags)?;
     let kept = workload.run(&format!("keep anon {}", 96 * MIB))?;
+    wait_until("all of it in a snapshot", PATIENCE, || {
+        let told = json::count(&agent.process(pid)?, "memory.resident_bytes").unwrap_or_default();
+        Ok((told >= 96 * MIB).then_some(()))
+    })?;
     wait_until("it in the history", PATIENCE, || advice(&agent, pid))?;
     workload.run(&format!("give-back {} {}", json::count(&kept, "address")?, 96 * MIB))?;
-    let most = resident_bytes(pid)?;
+    let most = proc::bytes(pid, "status", "VmHWM")?;
     let seen = |told: &Value| json::number(told, "observed.window_seconds");
     let before = wait_until("ten seconds of it", PATIENCE, || {
         let told = advice(&agent, pid)?.context("it has gone")?;
@@ -72,6 +69,37 @@ fn a_history_outlives_the_agents_sudden_end_but_for_the_last_interval() -> Resul
     let told: Value = serde_json::from_slice(&output.stdout)?;
     let told = json::list(&told, "recommendations")?.iter().find(|one| one["subject"] == after["subject"]).cloned();
     expect::exactly("its largest", json::count(&told.context("not in the files")?, "observed.ws_max_bytes")?, max)
+}
+
+#[test]
+fn two_recordings_side_by_side_tell_how_much_larger_one_was() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let directory = tempfile::tempdir()?;
+    let paths = ["before.rec", "after.rec"].map(|name| directory.path().join(name).to_string_lossy().into_owned());
+    let mut peaks = Vec::new();
+    for (path, mebibytes) in paths.iter().zip([16, 64]) {
+        let agent = Agent::start(&["--record", path])?;
+        let (_cgroup, mut workload) = apart()?;
+        let pid = workload.pid();
+        workload.run(&format!("hold {}", mebibytes * MIB))?;
+        let peak = proc::bytes(pid, "status", "VmHWM")?;
+        wait_until("all of it in a snapshot", PATIENCE, || {
+            let told = json::count(&agent.process(pid)?, "memory.resident_bytes").unwrap_or_default();
+            Ok((told.abs_diff(peak) < MIB).then_some(()))
+        })?;
+        peaks.push(peak);
+        agent.stop()?;
+    }
+    let output = agent::run(&["compare", "--json", &paths[0], &paths[1]])?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told: Value = serde_json::from_slice(&output.stdout)?;
+    let is_workload = |one: &&Value| one["subject"] == "tree workload serve";
+    let told = json::list(&told, "subjects")?.iter().find(is_workload).with_context(|| format!("{told:#}"))?;
+    for (side, peak) in ["a", "b"].into_iter().zip(peaks) {
+        let told = json::count(told, &format!("{side}.peak_bytes"))?;
+        ensure!(told.abs_diff(peak) < MIB, "{side}: {told} bytes are told, {peak} were there");
+    }
+    Ok(())
 }
 
 /// What a limit does is known of every limit, by what was used without one: it kills where the peak is above it.

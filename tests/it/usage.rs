@@ -3,8 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs,
+    net::UdpSocket,
     path::Path,
     time::{Duration, Instant},
 };
@@ -98,6 +99,45 @@ fn memory_of_a_cgroup_is_what_its_files_say() -> Result<()> {
 }
 
 #[test]
+fn time_and_pressure_of_a_cgroup_are_what_its_files_say() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let group = Cgroup::new("time")?;
+    let mut workload = Workload::start()?;
+    group.add(workload.pid())?;
+    workload.run("faults user-write 50000 1")?;
+    if group.hierarchy().version_2 {
+        // It rests now, so that these stand still.
+        soon("the files' numbers", || {
+            let told = cgroup(&agent, &group.path())?;
+            let used = group.read("cpu.stat", Some("usage_usec"))? as f64 / 1e6;
+            let pressure = fs::read_to_string(group.directory().join("cpu.pressure")).ok();
+            let waited = pressure.as_deref().map(stalled).transpose()?;
+            let agree = told["cpu"]["seconds_total"].as_f64() == Some(used)
+                && told["cpu"]["pressure"]["some"]["seconds_total"].as_f64() == waited;
+            Ok((agree && used > 0.0).then_some(()))
+        })
+        .with_context(|| format!("{:#}", cgroup(&agent, &group.path()).unwrap_or_default()["cpu"]))?;
+    } else {
+        // Only the memory controller has this cgroup.
+        let told = cgroup(&agent, &group.path())?;
+        expect::exactly("time", json::at(&told, "cpu.seconds_total")?, &Value::Null)?;
+        // That does not make somebody who works there one who rests: no fault, no call, no I/O.
+        let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn()?;
+        group.add(child.id())?;
+        let works = || Ok(agent.process(child.id()).ok().filter(|told| told["cpu"]["per_second"].as_f64() > Some(0.2)));
+        let is_seen = soon("who works to be seen", works).map(|_| std::thread::sleep(Duration::from_secs(4)));
+        let later = is_seen.and_then(|()| works());
+        child.kill()?;
+        child.wait()?;
+        ensure!(later?.is_some(), "who works is said to rest");
+    }
+    workload.send("exit 0")?;
+    workload.wait()?;
+    agent.stop()
+}
+
+#[test]
 fn what_is_idle_keeps_its_numbers_and_tells_their_age() -> Result<()> {
     let _machine = Machine::claim()?;
     let agent = Agent::start(&[])?;
@@ -110,7 +150,9 @@ fn what_is_idle_keeps_its_numbers_and_tells_their_age() -> Result<()> {
         let told = cgroup(&agent, &group.path())?;
         Ok((age(&told)? > 2.0).then_some(told))
     })?;
-    expect::exactly("CPU of an idle cgroup", aged["cpu"]["per_second"].as_f64().unwrap_or(0.0), 0.0)?;
+    // Where only the memory controller has the cgroup, nobody tells of its CPU time.
+    let told = json::at(&aged, "cpu.per_second")?.as_f64();
+    expect::exactly("CPU of an idle cgroup", told, group.hierarchy().version_2.then_some(0.0))?;
     ensure!(
         json::count(&aged, "memory.anon_bytes")? + BATCHES >= 8 * MIB,
         "an idle cgroup's memory is forgotten: {aged}"
@@ -312,12 +354,59 @@ fn a_servers_stats_are_those_of_its_tree_and_cgroup_whoever_of_it_asks() -> Resu
     agent.stop()
 }
 
+/// Seconds for which somebody waited for each resource; of none where the kernel does not tell.
+fn stalls() -> Result<BTreeMap<&'static str, f64>> {
+    let read = |name| Some((name, fs::read_to_string(format!("/proc/pressure/{name}")).ok()?));
+    let all = ["cpu", "memory", "io"].into_iter().filter_map(read);
+    all.map(|(name, text)| Ok((name, stalled(&text)?))).collect()
+}
+
+/// The total of a file of pressure, in seconds.
+fn stalled(text: &str) -> Result<f64> {
+    let some = text.lines().find(|line| line.starts_with("some ")).context("no line some")?;
+    let (_, total) = some.rsplit_once("total=").context("no total")?;
+    Ok(total.parse::<f64>()? / 1e6)
+}
+
+/// Reads that each disk has done: the first field of /sys/block/*/stat.
+fn reads() -> Result<BTreeMap<String, u64>> {
+    let each = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        let text = fs::read_to_string(entry.path().join("stat"))?;
+        let first = text.split_whitespace().next().context("an empty stat")?;
+        Ok((entry.file_name().to_string_lossy().into_owned(), first.parse()?))
+    };
+    fs::read_dir("/sys/block")?.map(each).collect()
+}
+
 #[test]
 fn the_machine_is_what_proc_says() -> Result<()> {
     let _machine = Machine::claim()?;
     let agent = Agent::start(&[])?;
+    let statistics = |name: &str| -> Result<u64> {
+        Ok(fs::read_to_string(format!("/sys/class/net/lo/statistics/{name}"))?.trim().parse()?)
+    };
+    // Something to be seen, and not of the agent.
+    let receiver = UdpSocket::bind("127.0.0.1:0")?;
+    UdpSocket::bind("127.0.0.1:0")?.send_to(&[0; 8192], receiver.local_addr()?)?;
+    let loopback_before = statistics("rx_bytes")?;
+    ensure!(loopback_before > 8192, "nothing was received by lo");
+    let (stalls_before, reads_before) = (stalls()?, reads()?);
     agent.settle()?;
     let host = agent.get("/v1/host")?;
+    let (stalls_after, reads_after) = (stalls()?, reads()?);
+    for ((name, before), after) in stalls_before.iter().zip(stalls_after.values()) {
+        let told = json::number(&host, &format!("pressure.{name}.some.seconds_total"))?;
+        ensure!((*before..=*after).contains(&told), "{name}: {told} s of pressure, {before} before, {after} after");
+    }
+    let disks = json::list(&host, "disks")?;
+    ensure!(!disks.is_empty(), "no disk is told of");
+    for disk in disks {
+        let (name, told) = (json::text(disk, "name")?, json::count(disk, "read_ops_total")?);
+        let (before, after) = (reads_before.get(name).copied().unwrap_or(0), reads_after.get(name).copied());
+        let after = after.with_context(|| format!("the kernel has no disk {name}"))?;
+        ensure!((before..=after).contains(&told), "{name}: {told} reads, {before} before, {after} after");
+    }
     let meminfo = fs::read_to_string("/proc/meminfo")?;
     let kib = |name: &str| -> Result<u64> {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
@@ -336,11 +425,9 @@ fn the_machine_is_what_proc_says() -> Result<()> {
     let online = fs::read_to_string("/proc/stat")?.lines().filter(|line| line.starts_with("cpu")).count() - 1;
     expect::exactly("processors", json::list(&host, "cpus")?.len(), online)?;
     let loopback = json::list(&host, "interfaces")?.iter().find(|interface| interface["name"] == "lo").cloned();
-    let statistics = |name: &str| -> Result<u64> {
-        Ok(fs::read_to_string(format!("/sys/class/net/lo/statistics/{name}"))?.trim().parse()?)
-    };
     let told = json::count(&loopback.context("no loopback interface")?, "received_bytes_total")?;
-    ensure!(told <= statistics("rx_bytes")?, "{told} bytes received by lo");
+    let (before, after) = (loopback_before, statistics("rx_bytes")?);
+    ensure!((before..=after).contains(&told), "{told} bytes received by lo, {before} before, {after} after");
     agent.stop()
 }
 

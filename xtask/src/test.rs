@@ -12,6 +12,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
+    time::Instant,
 };
 
 /// Run every check and test, then report line coverage; fails below 75 %
@@ -85,12 +86,15 @@ struct Summary {
 impl Summary {
     fn step(&mut self, name: &str, step: impl FnOnce() -> Result<Outcome>) {
         println!("\n==> {name}");
-        let line = match step() {
-            Ok(Outcome::Passed) => format!("ok       {name}"),
+        let begun = Instant::now();
+        let outcome = step();
+        let took = format!("{name} ({} s)", begun.elapsed().as_secs());
+        let line = match outcome {
+            Ok(Outcome::Passed) => format!("ok       {took}"),
             Ok(Outcome::NotRun(reason)) => format!("not run  {name}: {reason}"),
             Err(error) => {
                 self.failures += 1;
-                format!("FAILED   {name}: {error:#}")
+                format!("FAILED   {took}: {error:#}")
             }
         };
         println!("{line}");
@@ -251,9 +255,9 @@ mod tests {
         let mut summary = Summary::default();
         summary.step("first", || Ok(Outcome::Passed));
         summary.step("second", || Ok(Outcome::NotRun("its tool is missing".to_owned())));
-        assert_eq!(summary.lines, ["ok       first", "not run  second: its tool is missing"]);
+        assert_eq!(summary.lines, ["ok       first (0 s)", "not run  second: its tool is missing"]);
         summary.step("third", || bail!("broken"));
-        assert_eq!(summary.lines[2], "FAILED   third: broken");
+        assert_eq!(summary.lines[2], "FAILED   third (0 s): broken");
         assert_eq!(summary.close().unwrap_err().to_string(), "one step failed");
     }
 }

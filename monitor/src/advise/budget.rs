@@ -25,7 +25,7 @@ use crate::{
     detect::{Estimate, Finding, Findings, Subject},
     ids::{ProcessKey, Tgid},
     model::{
-        snapshot::{Cgroup, Process, Snapshot, Tree},
+        snapshot::{Process, Snapshot, Tree},
         usage::Limit,
     },
     source::Source,
@@ -287,7 +287,7 @@ impl Budget {
 
 /// The limit that counts for a tree: its cgroup's, else the machine's memory.
 fn limit(snapshot: &Snapshot, tree: &Tree) -> Option<Limit> {
-    let of_cgroup = tree.cgroup_path.as_deref().and_then(|path| cgroup(snapshot, path)?.usage.as_ref()?.limit.clone());
+    let of_cgroup = tree.cgroup_path.as_deref().and_then(|path| snapshot.cgroup(path)?.usage.as_ref()?.limit.clone());
     let of_host = || {
         let memory = snapshot.host_usage.as_ref()?.reading.memory?;
         Some(Limit { bytes: memory.total_bytes, source: None })
@@ -299,16 +299,11 @@ fn limit(snapshot: &Snapshot, tree: &Tree) -> Option<Limit> {
 fn used(snapshot: &Snapshot, source: Option<&str>) -> Option<u64> {
     match source {
         Some(path) => {
-            let memory = cgroup(snapshot, path)?.usage.as_ref()?.reading.memory.as_ref()?;
+            let memory = snapshot.cgroup(path)?.usage.as_ref()?.reading.memory.as_ref()?;
             Some(memory.working_set_bytes().unwrap_or(memory.current_bytes))
         }
         None => Some(snapshot.host_usage.as_ref()?.reading.memory?.used_bytes()),
     }
-}
-
-fn cgroup<'a>(snapshot: &'a Snapshot, path: &str) -> Option<&'a Cgroup> {
-    let place = snapshot.cgroups.binary_search_by(|cgroup| (*cgroup.path).cmp(path)).ok()?;
-    Some(&snapshot.cgroups[place])
 }
 
 /// The leak that was found of a tree, else of a container or service that it is in.

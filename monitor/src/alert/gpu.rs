@@ -77,10 +77,7 @@ impl Idle {
 
 /// What held a tree up in this tick, and how busy it was.
 fn causes(snapshot: &Snapshot, tree: &Tree) -> Causes {
-    let cgroup = tree.cgroup_path.as_deref().and_then(|path| {
-        let place = snapshot.cgroups.binary_search_by(|cgroup| (*cgroup.path).cmp(path)).ok()?;
-        snapshot.cgroups[place].usage.as_ref()
-    });
+    let cgroup = tree.cgroup_path.as_deref().and_then(|path| snapshot.cgroup(path)?.usage.as_ref());
     let stalls = cgroup.map(|usage| usage.stalls).unwrap_or_default();
     let host = snapshot.host_usage.as_ref().map(|usage| usage.stalls).unwrap_or_default();
     Causes {

@@ -18,7 +18,7 @@ use crate::{
     time::BootTime,
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::{File, OpenOptions},
     io::Write as _,
     path::{Path, PathBuf},
@@ -121,8 +121,15 @@ impl CgroupStat {
         readings
     }
 
+    /// Those in which a process may be at work. Where nobody tells of a cgroup's CPU time, as of one that only the memory controller
+    /// of version 1 has, memory that stands still does not say that nobody is.
+    pub fn busy(&self) -> HashSet<CgroupId> {
+        let rests = |known: &Known| known.idle && (known.use_before.cpu_ns.is_some() || !self.mounts.polled.cpu);
+        self.known.iter().filter(|(_, known)| !rests(known)).map(|(id, _)| *id).collect()
+    }
+
     /// Whether nothing moved in a cgroup when it was last looked at, though it may have been read to refresh its values.
-    pub fn is_idle(&self, id: CgroupId) -> bool {
+    fn is_idle(&self, id: CgroupId) -> bool {
         self.known.get(&id).is_some_and(|known| known.idle)
     }
 
@@ -408,6 +415,7 @@ fn parse_blkio(text: &str, is_bytes: bool, all: &mut Vec<IoReading>) {
 #[cfg(test)]
 mod tests {
     use super::{super::log_lines, *};
+    use std::collections::BTreeSet;
 
     const SECOND: u64 = 1_000_000_000;
 
@@ -484,6 +492,16 @@ mod tests {
         let read: Vec<_> = (66..96).flat_map(|second| fake.read(second, &[])).filter(|id| *id != 1).collect();
         assert!(read == [2, 3] || read == [3, 2], "each once in 30 s: {read:?}");
         assert!(fake.stat.is_idle(CgroupId(2)), "being refreshed is not being busy");
+    }
+
+    #[test]
+    fn who_works_is_not_known_where_nobody_tells_of_cpu_time() {
+        let mut fake = Fake::v2();
+        let busy = |fake: &Fake| fake.stat.busy().into_iter().map(|id| id.0).collect::<BTreeSet<_>>();
+        std::fs::remove_file(fake.directory.path().join("a/b/cpu.stat")).unwrap();
+        fake.read(60, &[]);
+        assert_eq!(fake.read(61, &[]), [1], "it is not read for that");
+        assert_eq!(busy(&fake), BTreeSet::from([1, 3]));
     }
 
     #[test]

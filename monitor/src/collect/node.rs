@@ -1,8 +1,7 @@
 //! Everything that is polled once a tick, besides the kernel programs' counters: the machine, its cgroups, its processes.
 
 use super::{cgroup_stat::CgroupStat, descriptors::Budget, host::Host, process_stat::ProcessStat};
-use crate::{ids::CgroupId, kernel::support::CgroupHierarchy, model::Model, reading::Readings, time::BootTime};
-use std::collections::HashSet;
+use crate::{kernel::support::CgroupHierarchy, model::Model, reading::Readings, time::BootTime};
 
 /// What to poll, of the machine, of cgroups and of processes alike. Nothing is opened or read for what is not polled, but for
 /// /proc/PID/stat, which tells whether a process still is the one that it was.
@@ -41,9 +40,7 @@ impl Node {
         let (cgroups, busy) = match &mut self.cgroups {
             Some(stat) => {
                 let cgroups = stat.read(&model.watched(), now);
-                let busy: HashSet<CgroupId> =
-                    cgroups.iter().map(|(id, _)| *id).filter(|id| !stat.is_idle(*id)).collect();
-                (cgroups, Some(busy))
+                (cgroups, Some(stat.busy()))
             }
             None => (Vec::new(), None),
         };

@@ -93,6 +93,8 @@ pub struct Facts {
     pub entry_registers: Presence,
     /// Whether the tracing file system is to be had, and else why not.
     pub tracefs: Result<(), String>,
+    /// Whether the kernel tells of pressure (PSI), and else why not.
+    pub pressure: Result<(), String>,
     /// How it counts resident memory; none where that is not known.
     #[serde(skip)]
     pub rss: Option<RssCounters>,
@@ -131,6 +133,7 @@ impl Default for Facts {
             registers_helper: Presence::CouldNotTell,
             entry_registers: Presence::CouldNotTell,
             tracefs: Ok(()),
+            pressure: Ok(()),
             rss: None,
             online_cpus: 1,
             cgroup: CgroupHierarchy::V2 { mount: None },
@@ -183,6 +186,7 @@ pub fn probe() -> Support {
         kernel_release,
         btf: if types.is_ok() { Presence::Yes } else { Presence::No },
         tracefs: tracefs.as_ref().map(drop).map_err(|error| error.to_string()),
+        pressure: pressure(),
         cgroup,
         io_on_v2,
         possible_cpus: possible_cpus(),
@@ -212,6 +216,12 @@ pub fn probe() -> Support {
     let tracefs = tracefs.ok();
     facts.hooks = plan::hooks().map(|hook| (hook, presence(hook, types.as_ref().ok(), tracefs.as_ref()))).collect();
     Support { facts, constants, tracefs, attached_by_ns: monotonic_ns() + ATTACHING_NS }
+}
+
+/// Some kernels show the files and refuse to read them.
+fn pressure() -> Result<(), String> {
+    const FILE: &str = "/proc/pressure/memory";
+    fs::read(FILE).map(drop).map_err(|error| format!("{FILE}: {error}; psi=1 on the kernel's command line switches it on"))
 }
 
 /// The clock that the block layer stamps its requests with.

@@ -307,9 +307,13 @@ impl Cgroups {
         self.accounts.tell_gpu_memory(&before.cgroups, &now.cgroups);
     }
 
-    /// Ends a tick; forgets what went longer ago than `keep`, whose totals live on above it.
-    pub(super) fn settle(&mut self, seconds: f64, now: BootTime, keep: Duration) {
+    /// Ends a tick.
+    pub(super) fn settle(&mut self, seconds: f64) {
         self.accounts.settle(seconds);
+    }
+
+    /// Forgets what went longer ago than `keep`, whose totals live on above it.
+    pub(super) fn fold(&mut self, now: BootTime, keep: Duration) {
         while let Some(&(time, id)) = self.removed.front()
             && now.since(time) > keep
         {
@@ -383,9 +387,9 @@ mod tests {
         let all = [("/".into(), 6), ("/a".into(), 6), ("/a/b".into(), 5)];
         assert_eq!(totals(&cgroups), all);
         cgroups.removed(CgroupId(3), BootTime(0));
-        cgroups.settle(1.0, BootTime(1), Duration::from_secs(60));
+        cgroups.fold(BootTime(1), Duration::from_secs(60));
         assert_eq!(totals(&cgroups), all);
-        cgroups.settle(1.0, BootTime(61_000_000_001), Duration::from_secs(60));
+        cgroups.fold(BootTime(61_000_000_001), Duration::from_secs(60));
         assert_eq!(totals(&cgroups), all[..2]);
     }
 

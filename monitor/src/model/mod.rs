@@ -163,9 +163,10 @@ impl Model {
         let mut events = Vec::new();
         self.name(&sample.found, sample.time);
         for moment in &sample.moments {
-            self.live(moment);
-            // Told after it was taken in, so that names are the new ones.
-            events.push(self.tell(moment));
+            if self.live(moment) {
+                // Told after it was taken in, so that names are the new ones.
+                events.push(self.tell(moment));
+            }
         }
         if !sample.tallies.is_empty() {
             events.extend(sample.tallies.iter().map(|tally| self.count_posted(tally)));
@@ -191,7 +192,17 @@ impl Model {
         for id in &sample.found.gone_cgroups {
             self.cgroups.removed(*id, sample.time);
         }
+        // Not only once a tick, which may be an hour.
+        if sample.counters.is_some() {
+            self.fold(sample.time);
+        }
         Taken { events, harvest }
+    }
+
+    /// Forgets what has gone and is not to be kept any longer.
+    fn fold(&mut self, now: BootTime) {
+        self.processes.fold(now, self.retention);
+        self.cgroups.fold(now, self.retention.keep);
     }
 
     /// The whole of a mark that no tree has: it goes on from the last one where nobody can say that it is another's.
@@ -245,8 +256,9 @@ impl Model {
         let seconds = if tick.is_zero() { f64::INFINITY } else { tick.as_secs_f64() };
         self.host.rates = mem::take(&mut self.host_added).per_second(seconds);
         self.host.totals.settle();
-        self.processes.settle(seconds, sample.time, self.retention);
-        self.cgroups.settle(seconds, sample.time, self.retention.keep);
+        self.processes.settle(seconds);
+        self.cgroups.settle(seconds);
+        self.fold(sample.time);
         self.devices.settle(seconds);
         self.gpus.join(&mut self.processes, &mut self.cgroups);
         Snapshot {
@@ -346,7 +358,8 @@ impl Model {
     }
 
     /// Takes in one moment of a process's or cgroup's life.
-    fn live(&mut self, moment: &Moment) {
+    /// Takes in a moment. Whether it is news.
+    fn live(&mut self, moment: &Moment) -> bool {
         match &moment.what {
             What::Fork { child, parent, command } => {
                 self.processes.fork(child, *parent, command, &mut self.cgroups);
@@ -357,7 +370,7 @@ impl Model {
             What::Exit { owner, wait_status, command } => {
                 let id = ProcessId::from(owner);
                 self.processes.name(id, command);
-                self.exit(id, moment.time, Some(*wait_status));
+                return self.exit(id, moment.time, Some(*wait_status));
             }
             What::OomVictim { owner, .. } => self.processes.doom(ProcessId::from(owner)),
             What::Moved(owner) => self.processes.enter_cgroup(owner, &mut self.cgroups),
@@ -369,6 +382,7 @@ impl Model {
             What::CgroupRemoved(id, _) => self.cgroups.removed(*id, moment.time),
             What::AddressSpace(_) | What::BlockIo(_) => {}
         }
+        true
     }
 
     /// Takes in what processes have in memory now.
@@ -392,8 +406,8 @@ impl Model {
         self.tell_tally(&owner, tally)
     }
 
-    fn exit(&mut self, id: ProcessId, time: BootTime, wait_status: Option<u32>) {
-        self.processes.exit(id, time, wait_status, &mut self.cgroups);
+    fn exit(&mut self, id: ProcessId, time: BootTime, wait_status: Option<u32>) -> bool {
+        self.processes.exit(id, time, wait_status, &mut self.cgroups)
     }
 
     /// Adds what is new to everyone it belongs to.

@@ -220,20 +220,28 @@ impl Processes {
         }
     }
 
-    pub(super) fn exit(&mut self, id: ProcessId, time: BootTime, wait_status: Option<u32>, cgroups: &mut Cgroups) {
+    /// A process has ended. Whether that is news: before Linux 6.16 each of several threads that end at once may take itself for the
+    /// last, and tell of it.
+    pub(super) fn exit(
+        &mut self,
+        id: ProcessId,
+        time: BootTime,
+        wait_status: Option<u32>,
+        cgroups: &mut Cgroups,
+    ) -> bool {
         let key = id.key();
         let oom_killed = self.doomed.remove(&key);
         self.give_back(id);
-        let Some(process) = self.accounts.edit(key) else { return };
+        let Some(process) = self.accounts.edit(key) else { return true };
         match &mut process.state {
             ProcessState::Running => process.state = ProcessState::Exited { time, wait_status, oom_killed },
             // Found gone before its record was read: only how it ended is new.
             ProcessState::Exited { wait_status: known @ None, oom_killed: killed, .. } => {
                 *known = wait_status;
                 *killed |= oom_killed;
-                return;
+                return true;
             }
-            ProcessState::Exited { .. } => return,
+            ProcessState::Exited { .. } => return false,
         }
         let (tree, cgroup, used_ns) = (process.tree.key(), process.cgroup, process.cpu_in_tree_ns());
         self.changed.insert(key);
@@ -249,6 +257,7 @@ impl Processes {
         }
         self.exited.push_back((time, key));
         self.awaiting_harvest.push_back((time, key));
+        true
     }
 
     /// At a process's end it has nothing in memory any more.
@@ -466,13 +475,17 @@ impl Processes {
         }
     }
 
-    /// Ends a tick; folds away processes that went too long ago, or are too many.
-    pub(super) fn settle(&mut self, seconds: f64, now: BootTime, retention: Retention) {
+    /// Ends a tick.
+    pub(super) fn settle(&mut self, seconds: f64) {
         self.accounts.settle(seconds);
         self.trees.settle(seconds);
         self.sum_resident();
         self.name_firsts();
         self.changed.clear();
+    }
+
+    /// Folds away processes that went too long ago, or are too many, and trees of which nothing is left.
+    pub(super) fn fold(&mut self, now: BootTime, retention: Retention) {
         let unharvested = self.awaiting_harvest.len();
         while let Some(&(time, key)) = self.exited.front()
             && self.exited.len() > unharvested
@@ -510,7 +523,7 @@ impl Processes {
         self.firsts_changed = true;
         cgroups.count_running(process.cgroup, 1);
         let rule = rule::of(&process.command_line, &self.entry_points);
-        let fits = |tree: ProcessId| rule.is_none() || self.rule_of(tree.key()) == rule;
+        let fits = |tree: ProcessId| rule.is_none() || rule::is_of_program(self.rule_of(tree.key()));
         let parent = parent.and_then(|parent| self.accounts.find(parent));
         let is_agent = |parent: &Process| Some(parent.id.tgid) == self.agent;
         let parent = parent.filter(|parent| joins(&process, parent) && !is_agent(parent) && fits(parent.tree));

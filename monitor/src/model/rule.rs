@@ -1,6 +1,7 @@
 //! Which program makes its processes one tree: servers and trainers with workers, by their command lines. The topmost process
-//! that a rule fits is the root, whatever started it: a shell, a supervisor, another server. Roots that no program makes have a
-//! rule where a container or a systemd unit begins with them.
+//! that a rule fits is the root, whatever started it: a shell, a supervisor. What it starts is part of it, also where a rule fits
+//! that: an entry point's gunicorn, a trainer's torchrun. Roots that no program makes have a rule where a container or a systemd
+//! unit begins with them.
 
 use super::container::{self, Container};
 use crate::{constant::Name, pattern};

@@ -83,6 +83,14 @@ impl Snapshot {
         let find = |part: &[Arc<Process>]| part.binary_search_by_key(&key, |process| process.id.key()).ok();
         find(running).map(|place| &running[place]).or_else(|| find(exited).map(|place| &exited[place]))
     }
+
+    /// The cgroup at a path; where one was made anew there, the one that is there now.
+    pub fn cgroup(&self, path: &str) -> Option<&Arc<Cgroup>> {
+        let from = self.cgroups.partition_point(|cgroup| &*cgroup.path < path);
+        let mut there = self.cgroups[from..].iter().take_while(|cgroup| &*cgroup.path == path);
+        let first = there.next()?;
+        if first.removed { there.find(|cgroup| !cgroup.removed).or(Some(first)) } else { Some(first) }
+    }
 }
 
 /// What is counted of anything.

@@ -141,6 +141,36 @@ fn exited_processes_stay_for_a_while_and_are_folded_away_then() {
 }
 
 #[test]
+fn exited_processes_are_folded_away_between_two_snapshots_too() {
+    let mut model = model();
+    for second in 1..200 {
+        let process = owner(10 + second as u32, 2);
+        let life = vec![fork(second * SECOND, &owner(1, 1), process), exit(second * SECOND, process, 0)];
+        model.take(&moments(second * SECOND, life));
+        model.take(&faults(second * SECOND + SECOND / 2, &[(process, 1)]));
+    }
+    assert_eq!(model.processes.folded_total(), 196, "only three are to stay");
+    let all = snapshot(&mut model, 200 * SECOND);
+    assert_eq!((all.processes.len(), all.host.totals.user_faults()), (4, 199));
+}
+
+#[test]
+fn an_end_that_several_threads_tell_of_is_one() {
+    let mut model = model();
+    let process = owner(10, 2);
+    model.take(&moments(SECOND, vec![fork(SECOND, &owner(1, 1), process)]));
+    let end = || exit(2 * SECOND, process, 0x0300);
+    let told = model.take(&moments(2 * SECOND, vec![end(), end()]));
+    assert_eq!((told.events.len(), model.take(&moments(2 * SECOND, vec![end()])).events.len()), (1, 0));
+    // What the sweep had found gone is told when its record comes.
+    let other = owner(11, 2);
+    model.take(&moments(3 * SECOND, vec![fork(3 * SECOND, &owner(1, 1), other)]));
+    let found = Found { gone: vec![ProcessId::from(&other)], ..Found::default() };
+    model.take(&Sample { time: BootTime(4 * SECOND), found, ..Sample::default() });
+    assert_eq!(model.take(&moments(4 * SECOND, vec![exit(4 * SECOND, other, 0)])).events.len(), 1);
+}
+
+#[test]
 fn a_process_that_has_just_exited_is_not_harvested_yet() {
     let mut model = model();
     let process = owner(10, 2);

@@ -105,6 +105,9 @@ pub struct TreeUsage {
     pub swap_bytes: Option<u64>,
     /// Shared and private memory, each page once.
     pub shares: Option<TreeShares>,
+    /// When the oldest of these was read, but for the shares.
+    #[serde(default)]
+    pub oldest_time: Option<BootTime>,
 }
 
 /// A tree's memory without counting shared pages for each of its processes.
@@ -295,7 +298,8 @@ impl ProcessUsage {
 impl TreeUsage {
     /// Adds one of its running processes, without the CPU time that it had used before it came into the tree.
     pub(super) fn add(&mut self, usage: &ProcessUsage, cpu_before_ns: u64) {
-        let reading = &usage.reading;
+        let (reading, time) = (&usage.reading, usage.oldest_time());
+        self.oldest_time = Some(self.oldest_time.map_or(time, |oldest| oldest.min(time)));
         if let Some(cpu_ns) = reading.cpu_ns {
             *self.cpu_ns.get_or_insert_default() += cpu_ns.saturating_sub(cpu_before_ns);
             *self.cpu_per_second.get_or_insert_default() += usage.cpu_per_second.unwrap_or_default();

@@ -9,12 +9,15 @@ use super::{
 };
 use crate::{
     ids::Tgid,
-    model::snapshot::{Process, ProcessState, Snapshot},
+    model::{
+        snapshot::{Process, ProcessState, Snapshot},
+        usage::CgroupUsage,
+    },
 };
 use axum::http::StatusCode;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 /// Bytes to what mem_info calls a megabyte.
 const MB: f64 = (1 << 20) as f64;
@@ -90,15 +93,20 @@ fn json(process: &Process, context: Context) -> Result<Box<RawValue>, Problem> {
     write().map_err(|error| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
-/// Memory of a process's cgroup, and its path; outside any, the machine's.
+fn of_usage(usage: &CgroupUsage) -> Option<MemInfo> {
+    let current = usage.reading.memory.as_ref()?.current_bytes;
+    let (limit, peak) = (usage.limit.as_ref()?.bytes, usage.peak?.bytes);
+    Some(MemInfo::of_bytes(limit, current, peak.max(current)))
+}
+
+/// Memory of the innermost cgroup of a process that has memory of its own, and its path; outside any, the machine's.
 fn memory(snapshot: &Snapshot, process: &Process) -> Option<(MemInfo, Option<Arc<str>>)> {
     let of_cgroup = || {
-        let path = process.cgroup_path.as_ref().filter(|path| &***path != "/")?;
-        let place = snapshot.cgroups.binary_search_by(|cgroup| cgroup.path.cmp(path)).ok()?;
-        let usage = snapshot.cgroups[place].usage.as_ref()?;
-        let current = usage.reading.memory.as_ref()?.current_bytes;
-        let (limit, peak) = (usage.limit.as_ref()?.bytes, usage.peak?.bytes);
-        Some((MemInfo::of_bytes(limit, current, peak.max(current)), Some(path.clone())))
+        // Below a cgroup that hands no controller down, memory is counted in that one.
+        let path = process.cgroup_path.as_deref()?;
+        iter::successors(Some(path), |path| Some(path.rsplit_once('/')?.0))
+            .filter_map(|path| snapshot.cgroup(path).filter(|cgroup| &*cgroup.path != "/"))
+            .find_map(|cgroup| Some((of_usage(cgroup.usage.as_ref()?)?, Some(Arc::clone(&cgroup.path)))))
     };
     let of_host = || {
         let memory = snapshot.host_usage.as_ref()?.reading.memory?;
@@ -111,6 +119,8 @@ fn memory(snapshot: &Snapshot, process: &Process) -> Option<(MemInfo, Option<Arc
 #[cfg(test)]
 mod tests {
     use super::{super::fixtures, *};
+    use crate::model::snapshot::Cgroup;
+
     fn of(snapshot: &Snapshot, pid: u32) -> Result<(Stats, Chosen), String> {
         let asked = snapshot.running_with(Tgid(pid)).ok_or("no such process")?;
         Stats::of(snapshot, asked).map_err(|problem| problem.json())
@@ -141,6 +151,28 @@ mod tests {
         let (stats, _) = of(&fixtures::snapshot_with_memory(), 20).unwrap();
         assert_eq!(stats.mem_info, MemInfo { total_mb: 64.0, usage_mb: 20.0, max_usage_mb: 20.0 });
         assert_eq!(stats.mem_info_cgroup, None);
+    }
+
+    #[test]
+    fn a_cgroup_without_memory_of_its_own_is_counted_in_the_one_above() {
+        let mut snapshot = fixtures::snapshot_with_memory();
+        let above = snapshot.cgroups.iter().position(|cgroup| &*cgroup.path == "/apps/a").unwrap();
+        let inner = Cgroup { path: "/apps/a/inner".into(), usage: None, ..(*snapshot.cgroups[above]).clone() };
+        snapshot.cgroups.insert(above + 1, Arc::new(inner));
+        Arc::make_mut(&mut snapshot.processes[0]).cgroup_path = Some("/apps/a/inner".into());
+        let (stats, _) = of(&snapshot, 10).unwrap();
+        assert_eq!((stats.mem_info.total_mb, stats.mem_info_cgroup.as_deref()), (8.0, Some("/apps/a")));
+    }
+
+    #[test]
+    fn of_two_cgroups_of_a_name_the_one_that_is_there_now_counts() {
+        let mut snapshot = fixtures::snapshot_with_memory();
+        let place = snapshot.cgroups.iter().position(|cgroup| &*cgroup.path == "/apps/a").unwrap();
+        let gone = Cgroup { removed: true, usage: None, ..(*snapshot.cgroups[place]).clone() };
+        for at in [place, place + 2] {
+            snapshot.cgroups.insert(at, Arc::new(gone.clone()));
+            assert_eq!(of(&snapshot, 10).unwrap().0.mem_info.total_mb, 8.0);
+        }
     }
 
     #[test]

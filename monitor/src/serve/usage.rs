@@ -54,6 +54,7 @@ pub(super) static TREE: &[Named<Tree>] = &[
     ("memory.split_processes", |t, _| shares(t, |s| s.processes.into())),
     ("threads", |t, _| tree(t, |u| Number::Count(u.threads))),
     ("io_delay_ratio", |t, _| tree(t, |u| rate(u.io_delay_ratio))),
+    ("age_seconds", |t, c| tree(t, |u| age(c, u.oldest_time))),
 ];
 
 /// What a cgroup's files tell.

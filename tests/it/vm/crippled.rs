@@ -40,9 +40,13 @@ fn bare_without_pressure_information_and_tracefs() -> Result<()> {
     expect::exactly("exit code of doctor", code, Some(0))?;
     let reason = json::at(&report, "facts.tracefs.Err")?.as_str().context("no reason")?;
     ensure!(!reason.is_empty(), "it does not say why there is no tracefs");
+    let reason = json::at(&report, "facts.pressure.Err")?.as_str().context("no reason")?;
+    ensure!(reason.contains("/proc/pressure/memory"), "it does not say why there is no pressure: {reason}");
     let agent = Agent::start(&[])?;
     best_rungs(&agent, &expected)?;
     counts(&agent)?;
+    let host = agent.get("/v1/host")?;
+    expect::exactly("pressure", json::at(&host, "pressure.memory")?, &Value::Null)?;
     agent.stop()?;
 
     let agent = Agent::start(&["--set", "address_space.rung=syscall_tracepoints"])?;

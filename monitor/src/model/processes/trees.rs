@@ -31,7 +31,7 @@ impl Processes {
                 self.firsts_changed = true;
             }
         }
-        if tree != key && rule.is_some() && self.rule_of(tree) != rule {
+        if tree != key && rule.is_some() && !rule::is_of_program(self.rule_of(tree)) {
             self.begin_tree(key);
         }
     }

@@ -73,6 +73,24 @@ fn descendants_follow_a_process_that_begins_a_tree() {
 }
 
 #[test]
+fn what_an_entry_point_starts_is_part_of_it_though_a_rule_fits_that_too() {
+    let mut model = Model::new(BootTime(0), RETENTION, "v2", vec!["drum".to_owned()]);
+    let cgroups = [(1, "/"), (2, "/a")].map(|(id, path)| (CgroupId(id), path.into())).to_vec();
+    model.take(&Sample { found: Found { cgroups, ..Found::default() }, ..Sample::default() });
+    let [shell, entry, server, worker] = [10, 20, 30, 40].map(|tgid| owner(tgid, 2));
+    let life = [
+        fork(10 * SECOND, &owner(1, 1), shell),
+        fork(20 * SECOND, &shell, entry),
+        exec(21 * SECOND, entry, b"python3\0/usr/bin/drum\0server\0"),
+        fork(30 * SECOND, &entry, server),
+        exec(31 * SECOND, server, b"gunicorn\0app:app\0"),
+        fork(40 * SECOND, &server, worker),
+    ];
+    model.take(&moments(40 * SECOND, life.to_vec()));
+    assert_eq!(trees(&snapshot(&mut model, 40 * SECOND)), [(10, None, 1), (20, Some("entry_point"), 3)]);
+}
+
+#[test]
 fn who_follows_the_root_to_another_cgroup_stays_in_its_tree() {
     let mut model = model();
     let [shell, server, worker] = [10, 20, 30].map(|tgid| owner(tgid, 2));
