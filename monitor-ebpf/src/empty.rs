@@ -5,8 +5,8 @@
 #![expect(missing_docs, unreachable_pub, reason = "the program macros wrap each function in a public one")]
 
 use aya_ebpf::{
-    macros::{btf_tracepoint, tracepoint},
-    programs::{BtfTracePointContext, TracePointContext},
+    macros::{btf_tracepoint, fexit, raw_tracepoint, tracepoint},
+    programs::{BtfTracePointContext, FExitContext, RawTracePointContext, TracePointContext},
 };
 use monitor_ebpf as _;
 
@@ -19,5 +19,17 @@ pub fn empty_tp_btf(_: BtfTracePointContext) -> i32 {
 /// On any tracepoint of the tracing file system: the loader names it.
 #[tracepoint]
 pub fn empty_tracepoint(_: TracePointContext) -> u32 {
+    0
+}
+
+/// On any tracepoint without its types: the loader names it.
+#[raw_tracepoint(tracepoint = "page_fault_user")]
+pub fn empty_raw_tracepoint(_: RawTracePointContext) -> i32 {
+    0
+}
+
+/// On the end of any function: the loader names it.
+#[fexit(function = "__x64_sys_munmap")]
+pub fn empty_fexit(_: FExitContext) -> i32 {
     0
 }

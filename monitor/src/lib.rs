@@ -2,6 +2,11 @@
 //!
 //! Modules stand in reading order; each uses those above it and none below.
 
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!(
+    "monitor is for x86-64 alone so far: its kernel programs know no other machine's registers and system calls"
+);
+
 pub mod units;
 pub mod pattern;
 pub mod durable;

@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    programs::{BtfTracePoint, TracePoint},
+    programs::{BtfTracePoint, FExit, RawTracePoint, TracePoint},
 };
 use monitor::{
     config::Config,
@@ -191,6 +191,19 @@ fn attach_empty(hook: Hook, support: &Support, btf: &Btf) -> Result<(Empty, Owne
             let tracefs = support.tracefs.as_ref().context("no tracing file system")?;
             let id = tracefs.tracepoint("syscalls", tracepoint)?;
             ("empty_tracepoint", Some(syscall::attach_tracepoint(id, program.fd()?.as_fd())?))
+        }
+        Hook::RawTracepoint(tracepoint) => {
+            let name = "empty_raw_tracepoint";
+            let program: &mut RawTracePoint = object.program_mut(name).context("no program")?.try_into()?;
+            program.load()?;
+            program.attach(tracepoint)?;
+            (name, None)
+        }
+        Hook::FExit(function) => {
+            let program: &mut FExit = object.program_mut("empty_fexit").context("no program")?.try_into()?;
+            program.load(function, btf)?;
+            program.attach()?;
+            ("empty_fexit", None)
         }
         other => bail!("there is no empty program for {other}"),
     };

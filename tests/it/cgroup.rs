@@ -77,6 +77,29 @@ fn address_space_and_block_io_are_charged_to_the_cgroup_too() -> Result<()> {
     agent.stop()
 }
 
+/// What is kept of a thread, so as not to be looked up for each call and each I/O, does not outlive its move.
+#[test]
+fn calls_and_io_after_a_move_are_the_new_cgroups() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(8 << 20)?;
+    let (first, second) = (Cgroup::new("before-it-moves")?, Cgroup::new("after-it-moved")?);
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    let mut made = Vec::new();
+    for (cgroup, writes) in [(&first, 100), (&second, 200), (&first, 50)] {
+        cgroup.add(workload.pid())?;
+        workload.run(&format!("direct write {} {writes} 4096", device.path().display()))?;
+        made.push(json::count(&workload.run(&format!("maps {writes} 8192"))?, "mmap_file_calls_total")?);
+    }
+    agent.settle()?;
+    for (cgroup, writes, maps) in [(&first, 150, made[0] + made[2]), (&second, 200, made[1])] {
+        let told = told(&agent, cgroup)?;
+        expect::exactly(&cgroup.path(), json::count(&told, "block_io.write_ops_total")?, writes)?;
+        expect::exactly(&cgroup.path(), json::count(&told, "address_space.mmap_file_calls_total")?, maps)?;
+    }
+    agent.stop()
+}
+
 #[test]
 fn what_happens_to_cgroups_is_told_with_their_paths() -> Result<()> {
     let _machine = Machine::claim()?;

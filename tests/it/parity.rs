@@ -3,9 +3,13 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::process::Command;
+use std::{
+    io::{BufRead as _, BufReader, Write as _},
+    process::{Child, Command, Stdio},
+};
 use tests::{
     Agent, Cgroup, Machine, Podman, Server,
+    cgroup::Hierarchy,
     clock::{PATIENCE, wait_until},
     expect, json,
 };
@@ -115,6 +119,19 @@ fn gunicorn_with_uvicorn_workers_is_what_psutil_says() -> Result<()> {
     agent.stop()
 }
 
+/// A client that has run these statements, and stays connected until its input ends.
+fn session(server: &Server, statements: &str) -> Result<Child> {
+    let mut psql = Command::new("psql");
+    psql.args(["--no-psqlrc", "--quiet", "--username=postgres", "--dbname=postgres", "--host"]).arg(server.directory());
+    let child = psql.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut child = child.context("psql: apt-get install postgresql")?;
+    let input = child.stdin.as_mut().context("no standard input")?;
+    writeln!(input, "{statements}\n\\echo done")?;
+    let lines = BufReader::new(child.stdout.take().context("no standard output")?).lines();
+    ensure!(lines.map_while(Result::ok).any(|line| line == "done"), "psql ended before it was done");
+    Ok(child)
+}
+
 #[test]
 fn postgresql_is_what_psutil_says_and_its_buffers_count_once() -> Result<()> {
     let _machine = Machine::claim()?;
@@ -122,6 +139,10 @@ fn postgresql_is_what_psutil_says_and_its_buffers_count_once() -> Result<()> {
     let server = Server::postgresql()?;
     let socket = server.directory().join(".s.PGSQL.5432");
     wait_until("PostgreSQL to listen", PATIENCE, || Ok(socket.exists().then_some(())))?;
+    // Two sessions that stay, and have the same pages of the buffers before them.
+    let table = "create table numbers as select generate_series(1, 300000) as n;";
+    let sum = "select sum(n) from numbers;";
+    let mut sessions = [session(&server, &format!("{table} {sum}"))?, session(&server, sum)?];
     // It starts some helpers a moment later.
     let mut seen = (0, std::time::Instant::now());
     let processes = wait_until("its helpers", PATIENCE, || {
@@ -134,6 +155,13 @@ fn postgresql_is_what_psutil_says_and_its_buffers_count_once() -> Result<()> {
     let tree = agreed(&agent, server.pid(), processes)?;
     expect::exactly("rule", json::text(&tree, "rule")?, "postgres")?;
     expect::exactly("workers", json::count(&tree, "workers")? as usize, processes - 1)?;
+    let bytes = |name: &str| json::count(&tree, &format!("memory.{name}_bytes"));
+    let (resident, own) = (bytes("resident")?, bytes("private")? + bytes("shared")?);
+    ensure!(own + 10 * MIB < resident, "{own} bytes of the tree, and its processes' resident memory is {resident}");
+    for session in &mut sessions {
+        drop(session.stdin.take());
+        session.wait()?;
+    }
     drop(server);
     agent.stop()
 }
@@ -218,5 +246,25 @@ fn a_containers_limit_and_memory_are_what_podman_and_the_files_say() -> Result<(
     expect::exactly("who sets it", json::text(&told, "memory.limit_source")?, json::text(&told, "path")?)?;
     let source = json::text(&told, "memory.peak_source")?;
     ensure!(source == "memory.peak" || source == "memory.max_usage_in_bytes", "the peak's source is {source}");
+
+    podman.execute("limited", &["busybox", "dd", "if=/dev/zero", "of=/dev/shm/kept", "bs=1M", "count=24"])?;
+    let (hierarchy, path) = (Hierarchy::of_memory()?, json::text(&told, "path")?);
+    let files = if hierarchy.version_2 {
+        [("current", "memory.current", None), ("peak", "memory.peak", None), ("file", "memory.stat", Some("file"))]
+    } else {
+        [
+            ("current", "memory.usage_in_bytes", None),
+            ("peak", "memory.max_usage_in_bytes", None),
+            ("file", "memory.stat", Some("total_cache")),
+        ]
+    };
+    wait_until("what its files say", PATIENCE, || {
+        let told = agent.cgroup(path)?.context("the container is not told")?;
+        let agrees = |(ours, file, name): &(&str, &str, Option<&str>)| {
+            let ours = json::count(&told, &format!("memory.{ours}_bytes"))?;
+            Ok(ours == hierarchy.read(path, file, *name)? && ours >= 24 * MIB)
+        };
+        Ok(files.iter().map(agrees).collect::<Result<Vec<_>>>()?.iter().all(|agrees| *agrees).then_some(()))
+    })?;
     agent.stop()
 }

@@ -2,7 +2,10 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 use tests::{Agent, Machine, Workload, expect, json};
 
 /// Counters of every source that add up.
@@ -136,5 +139,30 @@ fn health_tells_what_the_agent_costs() -> Result<()> {
         expect::exactly(source, json::text(coverage, "state")?, "live")?;
         ensure!(coverage["rung"].is_string() && coverage["refused"].is_array(), "no rung in {coverage}");
     }
+    agent.stop()
+}
+
+#[test]
+fn kernel_programs_are_timed_in_windows_and_not_between_them() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&["--set", "cost.every=5s", "--set", "cost.window=500ms"])?;
+    let mut workload = Workload::start()?;
+    let runs = || -> Result<u64> {
+        let health = agent.get("/v1/health")?;
+        json::list(&health, "cost.programs")?.iter().map(|program| json::count(program, "measured_runs")).sum()
+    };
+    let (mut grew, mut stood, mut before) = (0, 0, runs()?);
+    let until = Instant::now() + Duration::from_secs(16);
+    while Instant::now() < until {
+        workload.run("faults user-write 100 1")?;
+        agent.settle()?;
+        let now = runs()?;
+        *(if now > before { &mut grew } else { &mut stood }) += 1;
+        before = now;
+    }
+    ensure!(
+        grew > 0 && stood > grew,
+        "the times of programs grew between {grew} snapshots, and stood still between {stood}"
+    );
     agent.stop()
 }

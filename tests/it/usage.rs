@@ -121,7 +121,7 @@ fn time_and_pressure_of_a_cgroup_are_what_its_files_say() -> Result<()> {
     } else {
         // Only the memory controller has this cgroup.
         let told = cgroup(&agent, &group.path())?;
-        expect::exactly("time", json::at(&told, "cpu.seconds_total")?, &Value::Null)?;
+        expect::exactly("time", &told["cpu"]["seconds_total"], &Value::Null)?;
         // That does not make somebody who works there one who rests: no fault, no call, no I/O.
         let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn()?;
         group.add(child.id())?;
@@ -151,7 +151,7 @@ fn what_is_idle_keeps_its_numbers_and_tells_their_age() -> Result<()> {
         Ok((age(&told)? > 2.0).then_some(told))
     })?;
     // Where only the memory controller has the cgroup, nobody tells of its CPU time.
-    let told = json::at(&aged, "cpu.per_second")?.as_f64();
+    let told = aged["cpu"]["per_second"].as_f64();
     expect::exactly("CPU of an idle cgroup", told, group.hierarchy().version_2.then_some(0.0))?;
     ensure!(
         json::count(&aged, "memory.anon_bytes")? + BATCHES >= 8 * MIB,

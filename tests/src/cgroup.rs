@@ -45,6 +45,23 @@ impl Hierarchy {
     pub fn name(&self) -> &'static str {
         if self.version_2 { "v2" } else { "v1:memory" }
     }
+
+    /// A number of a file of any cgroup, by its path: the file's only one, or the one beside a name.
+    ///
+    /// # Errors
+    /// No such cgroup, file or name.
+    pub fn read(&self, cgroup: &str, file: &str, name: Option<&str>) -> Result<u64> {
+        let path = self.root.join(cgroup.trim_start_matches('/')).join(file);
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let number = match name {
+            None => text.trim(),
+            Some(name) => text
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+                .with_context(|| format!("no {name} in {}", path.display()))?,
+        };
+        number.parse().with_context(|| format!("{}: {number:?} is no number", path.display()))
+    }
 }
 
 fn find(mounts: &str, controller: &str) -> Option<Hierarchy> {
@@ -195,16 +212,7 @@ impl Cgroup {
     /// # Errors
     /// No such file or name.
     pub fn read(&self, file: &str, name: Option<&str>) -> Result<u64> {
-        let path = self.directory.join(file);
-        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let number = match name {
-            None => text.trim(),
-            Some(name) => text
-                .lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
-                .with_context(|| format!("no {name} in {}", path.display()))?,
-        };
-        number.parse().with_context(|| format!("{}: {number:?} is no number", path.display()))
+        self.hierarchy.read(&self.path(), file, name)
     }
 
     fn write(&self, file: &str, value: &str) -> Result<()> {

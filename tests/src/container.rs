@@ -73,6 +73,14 @@ impl Podman {
         self.ask(&["inspect", "--format", template, name])
     }
 
+    /// Runs a command in a container, to its end.
+    ///
+    /// # Errors
+    /// podman's, and the command's.
+    pub fn execute(&self, name: &str, command: &[&str]) -> Result<()> {
+        self.ask(&[&["exec", name][..], command].concat()).map(drop)
+    }
+
     /// Where it stores what stays.
     pub fn storage(&self) -> PathBuf {
         self.directory.path().join("storage")

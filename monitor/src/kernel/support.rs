@@ -221,7 +221,9 @@ pub fn probe() -> Support {
 /// Some kernels show the files and refuse to read them.
 fn pressure() -> Result<(), String> {
     const FILE: &str = "/proc/pressure/memory";
-    fs::read(FILE).map(drop).map_err(|error| format!("{FILE}: {error}; psi=1 on the kernel's command line switches it on"))
+    fs::read(FILE)
+        .map(drop)
+        .map_err(|error| format!("{FILE}: {error}; psi=1 on the kernel's command line switches it on"))
 }
 
 /// The clock that the block layer stamps its requests with.

@@ -264,7 +264,7 @@ impl Cgroups {
     pub(super) fn rest(&mut self, id: CgroupId) {
         if let Some(usage) = self.accounts.edit(id).and_then(|cgroup| cgroup.usage.as_mut()) {
             let usage = Arc::make_mut(usage);
-            usage.cpu_per_second = usage.cpu_per_second.map(|_| 0.0);
+            usage.cpu_per_second = usage.reading.cpu_usage_ns.map(|_| 0.0);
             usage.stalls.rest();
         }
     }

@@ -370,9 +370,8 @@ impl Processes {
     pub(super) fn rest(&mut self, id: ProcessId) {
         if let Some(usage) = self.accounts.edit(id.key()).and_then(|process| process.usage.as_mut()) {
             let usage = Arc::make_mut(usage);
-            for rate in [&mut usage.cpu_per_second, &mut usage.io_delay_ratio] {
-                *rate = rate.map(|_| 0.0);
-            }
+            usage.cpu_per_second = usage.reading.cpu_ns.map(|_| 0.0);
+            usage.io_delay_ratio = usage.reading.io_delay_ns.map(|_| 0.0);
         }
     }
 
