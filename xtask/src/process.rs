@@ -17,6 +17,15 @@ const SHOWN_CHARACTERS: usize = 80;
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(crate::workspace::root());
+    // What it told this program of itself. Build scripts that look at it (ring's) would have minutes of work done anew each time
+    // one builds by hand and then by this program.
+    let about_xtask = |name: &OsStr| {
+        let name = name.as_encoded_bytes();
+        [&b"CARGO_PKG_"[..], b"CARGO_MANIFEST_", b"CARGO_BIN_"].iter().any(|prefix| name.starts_with(prefix))
+    };
+    for (name, _) in std::env::vars_os().filter(|(name, _)| about_xtask(name)) {
+        command.env_remove(name);
+    }
     command
 }
 

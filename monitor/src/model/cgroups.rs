@@ -336,6 +336,11 @@ impl Cgroups {
         list
     }
 
+    /// Whether any is known that was removed.
+    pub(super) fn any_removed(&self) -> bool {
+        !self.removed.is_empty()
+    }
+
     /// Those that are there.
     pub(super) fn present(&self) -> impl Iterator<Item = CgroupId> {
         self.accounts.iter().filter(|(_, cgroup)| !cgroup.removed).map(|(id, _)| id)

@@ -24,6 +24,7 @@ use monitor_common::{Owner, record::Command, resident};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    mem,
     sync::Arc,
     time::Duration,
 };
@@ -51,6 +52,8 @@ pub(super) struct Processes {
     entry_points: Vec<String>,
     /// Whether other trees may be the first of their container or unit than were when that was last worked out.
     firsts_changed: bool,
+    /// Whether processes have left trees of which nobody may be left.
+    trees_left: bool,
     /// The agent, whose children begin trees; none where nobody said which process that is.
     agent: Option<Tgid>,
 }
@@ -415,8 +418,13 @@ impl Processes {
         {
             self.awaiting_harvest.pop_front();
         }
+        let may_have_left = cgroups.any_removed();
         let gone = |owner: &&Owner| {
-            **owner != Owner::UNATTRIBUTED
+            let key = ProcessId::from(*owner).key();
+            // Nearly all go on where they are, and for that the process itself need not be looked at.
+            let goes_on = !may_have_left && self.running.get(&key.tgid) == Some(&key);
+            !goes_on
+                && **owner != Owner::UNATTRIBUTED
                 && self.find(ProcessId::from(*owner)).is_none_or(|process| match process.state {
                     ProcessState::Exited { time: exited, .. } => time.since(exited) >= GRACE,
                     ProcessState::Running => {
@@ -493,6 +501,10 @@ impl Processes {
             self.exited.pop_front();
             self.accounts.close(key);
             self.folded_total += 1;
+            self.trees_left = true;
+        }
+        if !mem::take(&mut self.trees_left) {
+            return;
         }
         let listed: HashSet<ProcessKey> = self.accounts.iter().map(|(_, process)| process.tree.key()).collect();
         let empty: Vec<_> = self.trees.iter().map(|(key, _)| key).filter(|key| !listed.contains(key)).collect();
@@ -507,9 +519,10 @@ impl Processes {
 
     /// Live ones, then exited ones.
     pub(super) fn list(&self) -> Vec<Arc<Process>> {
-        let is_running = |process: &&Arc<Process>| process.state == ProcessState::Running;
-        let all = || self.accounts.iter().map(|(_, process)| process);
-        all().filter(is_running).chain(all().filter(|process| !is_running(process))).cloned().collect()
+        let all = self.accounts.iter().map(|(_, process)| process.clone());
+        let (mut list, exited): (Vec<_>, Vec<_>) = all.partition(|process| process.state == ProcessState::Running);
+        list.extend(exited);
+        list
     }
 
     pub(super) fn list_trees(&self) -> Vec<Arc<Tree>> {

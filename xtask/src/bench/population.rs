@@ -1,5 +1,6 @@
 //! Many processes in many cgroups, as on a full node, of which as many cgroups are busy as is asked for; the others do
-//! nothing at all. Each cgroup is a household: this program again, with children of its own.
+//! nothing at all. Each cgroup is a household: this program again, with children of its own. Where version 1 has a hierarchy for
+//! each controller, a household is in that of memory and in that of CPU time, as container runtimes have it.
 
 use super::crowd;
 use anyhow::{Context, Result, bail, ensure};
@@ -13,7 +14,8 @@ use std::{
 
 /// The cgroups and their processes. All are gone when it is dropped.
 pub(crate) struct Population {
-    root: PathBuf,
+    /// One in each hierarchy.
+    roots: Vec<PathBuf>,
     households: Vec<Child>,
     busy: usize,
 }
@@ -22,14 +24,17 @@ impl Population {
     /// Starts `cgroups` of them with `processes` each, all idle.
     pub(crate) fn start(cgroups: usize, processes: usize) -> Result<Self> {
         let program = std::env::current_exe().context("the path of this program")?;
-        let root = hierarchy()?.join(format!("monitor-bench-{}", std::process::id()));
-        let mut population = Self { root, households: Vec::with_capacity(cgroups), busy: 0 };
-        make(&population.root)?;
+        let name = format!("monitor-bench-{}", std::process::id());
+        let roots = hierarchies()?.iter().map(|mount| mount.join(&name)).collect();
+        let mut population = Self { roots, households: Vec::with_capacity(cgroups), busy: 0 };
+        population.roots.iter().try_for_each(|root| make(root))?;
         for number in 0..cgroups {
-            let cgroup = population.cgroup(number);
-            make(&cgroup)?;
             let mut command = Command::new(&program);
-            command.args(["household", "--processes", &processes.to_string(), "--cgroup"]).arg(&cgroup);
+            command.args(["household", "--processes", &processes.to_string()]);
+            for cgroup in population.cgroups(number) {
+                make(&cgroup)?;
+                command.arg("--cgroup").arg(&cgroup);
+            }
             let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).spawn();
             population.households.push(child.context("cannot start a household")?);
         }
@@ -49,8 +54,8 @@ impl Population {
         Ok(())
     }
 
-    fn cgroup(&self, number: usize) -> PathBuf {
-        self.root.join(number.to_string())
+    fn cgroups(&self, number: usize) -> impl Iterator<Item = PathBuf> {
+        self.roots.iter().map(move |root| root.join(number.to_string()))
     }
 }
 
@@ -63,8 +68,8 @@ impl Drop for Population {
         for household in &mut self.households {
             let _ = household.wait();
         }
-        let cgroups = (0..self.households.len()).map(|number| self.cgroup(number));
-        for cgroup in cgroups.chain([self.root.clone()]) {
+        let cgroups = (0..self.households.len()).flat_map(|number| self.cgroups(number));
+        for cgroup in cgroups.chain(self.roots.iter().cloned()) {
             if let Err(error) = remove(&cgroup) {
                 eprintln!("warning: cannot remove {}: {error}", cgroup.display());
             }
@@ -89,8 +94,8 @@ fn remove(cgroup: &Path) -> io::Result<()> {
     fs::remove_dir(cgroup)
 }
 
-/// Where the memory controller's cgroups are.
-fn hierarchy() -> Result<PathBuf> {
+/// Where the cgroups of memory and of CPU time are.
+fn hierarchies() -> Result<Vec<PathBuf>> {
     let mounts = fs::read_to_string("/proc/mounts").context("cannot read /proc/mounts")?;
     let of_kind = |wanted: &str, option: &str| {
         mounts.lines().find_map(|line| {
@@ -99,7 +104,11 @@ fn hierarchy() -> Result<PathBuf> {
             (kind == wanted && has_option).then(|| PathBuf::from(at))
         })
     };
-    of_kind("cgroup", "memory").or_else(|| of_kind("cgroup2", "")).context("no cgroups are mounted here")
+    let Some(memory) = of_kind("cgroup", "memory") else {
+        return Ok(vec![of_kind("cgroup2", "").context("no cgroups are mounted here")?]);
+    };
+    let cpu = of_kind("cgroup", "cpuacct").filter(|cpu| *cpu != memory);
+    Ok([Some(memory), cpu].into_iter().flatten().collect())
 }
 
 const BUSY: u8 = b'b';
@@ -110,13 +119,15 @@ const IDLE: u8 = b'i';
 pub(crate) struct Household {
     #[arg(long)]
     processes: usize,
-    #[arg(long)]
-    cgroup: PathBuf,
+    #[arg(long = "cgroup")]
+    cgroups: Vec<PathBuf>,
 }
 
 /// What a household does until its input ends.
 pub(crate) fn live(household: &Household) -> Result<()> {
-    fs::write(household.cgroup.join("cgroup.procs"), std::process::id().to_string()).context("cannot join a cgroup")?;
+    for cgroup in &household.cgroups {
+        fs::write(cgroup.join("cgroup.procs"), std::process::id().to_string()).context("cannot join a cgroup")?;
+    }
     let is_busy = shared_word()?;
     for _ in 1..household.processes {
         // SAFETY: this process has one thread, and the child calls what is allowed there and then never returns.

@@ -62,7 +62,7 @@ impl Processes {
             stays.into_iter().for_each(|used_ns| old.keep_cpu(used_ns));
         }
         self.trees.open(key, tree);
-        self.firsts_changed = true;
+        (self.firsts_changed, self.trees_left) = (true, true);
     }
 
     /// Those running in a tree that descend from a process, also by way of some that have gone.
@@ -119,10 +119,14 @@ impl Processes {
         }
     }
 
+    fn all_running(&self) -> impl Iterator<Item = &Arc<Process>> {
+        self.accounts.iter().map(|(_, process)| process).filter(|process| process.state == ProcessState::Running)
+    }
+
     /// Sums up what the running processes of each tree have in memory.
     pub(super) fn sum_resident(&mut self) {
         let mut sums: HashMap<ProcessKey, Resident> = HashMap::new();
-        for process in self.running.values().filter_map(|key| self.accounts.find(*key)) {
+        for process in self.all_running() {
             if let Some(resident) = &process.subject.resident {
                 sums.entry(process.tree.key()).and_modify(|sum| sum.add(resident)).or_insert(*resident);
             }
@@ -144,7 +148,7 @@ impl Processes {
         for (key, tree) in self.trees.iter().filter(|(_, tree)| tree.cpu_gone_ns.is_some()) {
             sums.insert(key, TreeUsage { cpu_ns: tree.cpu_gone_ns, cpu_per_second: Some(0.0), ..TreeUsage::default() });
         }
-        for process in self.running.values().filter_map(|key| self.accounts.find(*key)) {
+        for process in self.all_running() {
             if let Some(usage) = &process.usage {
                 sums.entry(process.tree.key()).or_default().add(usage, process.cpu_before_ns);
             }
