@@ -13,6 +13,7 @@ mod scratch;
 mod slowdown;
 mod statistics;
 mod table;
+mod turns;
 
 use crate::{process, workspace};
 use anyhow::{Result, bail};
@@ -25,6 +26,7 @@ pub(crate) use population::{Household, live};
 pub(crate) enum Benchmark {
     Probes(probes::Options),
     Slowdown(slowdown::Options),
+    Turns(turns::Options),
     Agent(agent::Options),
     Recording(recording::Options),
     Scale(scale::Options),
@@ -40,6 +42,7 @@ pub(crate) fn run(benchmark: &Benchmark) -> Result<()> {
     match benchmark {
         Benchmark::Probes(options) => probes::run(options),
         Benchmark::Slowdown(options) => slowdown::run(options),
+        Benchmark::Turns(options) => turns::run(options),
         Benchmark::Agent(options) => agent::run(options),
         Benchmark::Recording(options) => recording::run(options),
         Benchmark::Scale(options) => scale::run(options),

@@ -18,6 +18,7 @@ use super::{
 };
 use account::Account;
 use anyhow::{Result, bail};
+pub(super) use redis::Redis;
 use serde_json::{Value, json};
 use std::{path::Path, time::Duration};
 use workload::{Prepare, Workload};
@@ -40,9 +41,9 @@ pub(crate) struct Options {
     json: bool,
 }
 
-const LIMIT_PERCENT: f64 = 1.0;
-const GOAL_PERCENT: f64 = 0.3;
-const CONFIDENCE: f64 = 0.95;
+pub(super) const LIMIT_PERCENT: f64 = 1.0;
+pub(super) const GOAL_PERCENT: f64 = 0.3;
+pub(super) const CONFIDENCE: f64 = 0.95;
 
 /// Before every run, with the agent or without: attaching is over by then, so that a run pays for the agent's work and not
 /// for its start, and the other half of the pair starts from the same idle machine.

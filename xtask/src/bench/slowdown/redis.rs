@@ -1,8 +1,7 @@
 //! redis-benchmark against a private redis-server: many small requests over loopback, all in memory.
 //!
-//! Both run on through all pairs, and the server's own count of commands says how fast it goes. Started anew for each run, the
-//! pair's two halves differ by several per cent before any agent has a part in it: in where memory lies, and in which of two
-//! processors each ended up on.
+//! Both run on through all pairs, and the server's own count of commands says how fast they go. Started anew for each run, the
+//! halves of a pair would differ by where memory lies and by which processor each ended up on as well.
 
 use super::{
     background::{self, Background},
@@ -26,23 +25,43 @@ const ENDLESS: &str = "2000000000";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn prepare(directory: &Path) -> Result<Workload> {
-    let server = require_program("redis-server", "redis-server")?;
-    let client = require_program("redis-benchmark", "redis-tools")?;
-    let port = background::free_port()?;
-    let mut start = Command::new(server);
-    start.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
-    start.args(["--daemonize", "no", "--dir"]).arg(directory);
-    let server = Background::start(&mut start, libc::SIGTERM, || Commands::of(port).is_ok())?;
+    let mut redis = Redis::start(directory)?;
+    Ok(Workload::new(move || Ok(Duration::from_nanos((REQUESTS * redis.nanoseconds_each(WINDOW)?) as u64))))
+}
 
-    let mut commands = Commands::of(port)?;
-    let mut benchmark = Command::new(client);
-    benchmark.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-q", "-n", ENDLESS, "-t", "get"]);
-    let is_under_way = || commands.done().is_ok_and(|done| done > REQUESTS);
-    let client = Background::start(&mut benchmark, libc::SIGTERM, is_under_way)?;
-    Ok(Workload::new(move || {
-        let _kept = (&client, &server);
-        commands.time()
-    }))
+/// A server and its client, which run on until this is dropped.
+pub(crate) struct Redis {
+    commands: Commands,
+    _client: Background,
+    _server: Background,
+}
+
+impl Redis {
+    pub(crate) fn start(directory: &Path) -> Result<Self> {
+        let server = require_program("redis-server", "redis-server")?;
+        let client = require_program("redis-benchmark", "redis-tools")?;
+        let port = background::free_port()?;
+        let mut start = Command::new(server);
+        start.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
+        start.args(["--daemonize", "no", "--dir"]).arg(directory);
+        let server = Background::start(&mut start, libc::SIGTERM, || Commands::of(port).is_ok())?;
+
+        let mut commands = Commands::of(port)?;
+        let mut benchmark = Command::new(client);
+        benchmark.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-q", "-n", ENDLESS, "-t", "get"]);
+        let is_under_way = || commands.done().is_ok_and(|done| done > REQUESTS);
+        let client = Background::start(&mut benchmark, libc::SIGTERM, is_under_way)?;
+        Ok(Self { commands, _client: client, _server: server })
+    }
+
+    /// Nanoseconds from one request's answer to the next, over a while.
+    pub(crate) fn nanoseconds_each(&mut self, window: Duration) -> Result<f64> {
+        let (before, begun) = (self.commands.done()?, Instant::now());
+        std::thread::sleep(window);
+        let done = self.commands.done()? - before;
+        ensure!(done > 0.0, "redis-benchmark made no request for {window:?}");
+        Ok(begun.elapsed().as_nanos() as f64 / done)
+    }
 }
 
 /// The server's count of the commands it has done.
@@ -55,15 +74,6 @@ impl Commands {
         let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("cannot connect to redis-server")?;
         connection.set_read_timeout(Some(PATIENCE)).context("set how long redis-server is waited for")?;
         Ok(Self { connection: BufReader::new(connection) })
-    }
-
-    /// How long the piece of work takes at the present pace.
-    fn time(&mut self) -> Result<Duration> {
-        let (begun, before) = (Instant::now(), self.done()?);
-        std::thread::sleep(WINDOW);
-        let (took, done) = (begun.elapsed(), self.done()? - before);
-        ensure!(done > 0.0, "redis-benchmark made no request for {} s", WINDOW.as_secs());
-        Ok(took.mul_f64(REQUESTS / done))
     }
 
     /// Asked as a person would by telnet: the answer's length, the answer, an empty line.
