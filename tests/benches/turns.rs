@@ -19,6 +19,8 @@ use std::{
     ffi::CString,
     io::{self, Write as _},
     os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    thread,
+    time::{Duration, Instant},
 };
 
 /// A loaded program, and where it belongs.
@@ -38,7 +40,7 @@ fn main() -> Result<()> {
     for line in io::stdin().lines() {
         match line?.as_str() {
             "attach" if !attached.is_empty() => {}
-            "attach" => attached = programs.iter().map(|one| one.attach(&support)).collect::<Result<_>>()?,
+            "attach" => attached = programs.iter().map(|one| one.attach_again(&support)).collect::<Result<_>>()?,
             "detach" => attached.clear(),
             other => bail!("no such command: {other}"),
         }
@@ -72,6 +74,21 @@ fn load(config: &Config, support: &Support, only: Option<&str>) -> Result<Vec<Lo
 }
 
 impl Loaded {
+    /// Attaches it, which the kernel refuses until it is done with detaching it.
+    fn attach_again(&self, support: &Support) -> Result<Vec<OwnedFd>> {
+        let until = Instant::now() + Duration::from_secs(1);
+        loop {
+            let attached = self.attach(support);
+            let is_there = |error: &anyhow::Error| {
+                error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::AlreadyExists)
+            };
+            if Instant::now() > until || !attached.as_ref().is_err_and(is_there) {
+                return attached;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Attaches it until the descriptors are dropped.
     fn attach(&self, support: &Support) -> Result<Vec<OwnedFd>> {
         let one = match self.hook {

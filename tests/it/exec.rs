@@ -58,6 +58,15 @@ impl Place {
         let mut exec = agent::command()?;
         exec.arg("exec").args(flags).arg("--json").arg(self.path("story.json")).arg("--").args(command);
         exec.current_dir(self.directory.path()).env("TMPDIR", self.path("tmp")).stdin(Stdio::null());
+        // Tests that run in the background, or outlive their terminal, have these ignored, and a shell cannot trap what it is begun
+        // with ignored.
+        // SAFETY: each is one system call, which is allowed between fork and exec.
+        unsafe {
+            exec.pre_exec(|| {
+                [libc::SIGINT, libc::SIGHUP].map(|signal| libc::signal(signal, libc::SIG_DFL));
+                Ok(())
+            });
+        }
         Ok(exec)
     }
 
