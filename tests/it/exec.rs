@@ -63,7 +63,9 @@ impl Place {
         // SAFETY: each is one system call, which is allowed between fork and exec.
         unsafe {
             exec.pre_exec(|| {
-                [libc::SIGINT, libc::SIGHUP].map(|signal| libc::signal(signal, libc::SIG_DFL));
+                for signal in [libc::SIGINT, libc::SIGHUP] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
                 Ok(())
             });
         }
