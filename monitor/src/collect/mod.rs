@@ -3,6 +3,7 @@
 pub mod address_space;
 pub mod block_io;
 pub mod cgroup;
+mod cgroup_files;
 pub mod cgroup_stat;
 pub mod container;
 pub mod cost;
