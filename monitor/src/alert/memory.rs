@@ -33,7 +33,7 @@ pub(super) fn each(snapshot: &Snapshot, subjects: &[&Arc<Cgroup>], thresholds: &
     }
     let stalls = usage.map(|usage| usage.stalls).unwrap_or_default();
     // The root's faults are everybody's.
-    let root = snapshot.cgroups.iter().find(|cgroup| &*cgroup.path == "/").and_then(|root| root.usage.as_ref());
+    let root = snapshot.cgroup("/").and_then(|root| root.usage.as_ref());
     let major_faults = root.and_then(|usage| usage.stalls.major_faults);
     let of_host = Stalls { major_faults, ..stalls };
     stall(&host, &of_host, stalls.memory, thresholds, show);

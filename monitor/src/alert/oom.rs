@@ -346,7 +346,7 @@ impl BlackBox {
         limit: &Reached,
         cgroup: Option<&Arc<Cgroup>>,
     ) -> (Vec<Point>, Option<Arc<str>>) {
-        let limiting = limit.cgroup.as_ref().and_then(|path| snapshot.cgroups.iter().find(|c| c.path == *path));
+        let limiting = limit.cgroup.as_deref().and_then(|path| snapshot.cgroup(path));
         let Some(meant) = limiting.or(cgroup.filter(|_| limit.cgroup.is_some())) else {
             let last = host_point(snapshot);
             return (self.host.iter().copied().chain([last]).collect(), None);
