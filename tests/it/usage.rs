@@ -5,10 +5,8 @@ use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write as _,
     net::UdpSocket,
     path::Path,
-    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 use tests::{
@@ -126,23 +124,17 @@ fn time_and_pressure_of_a_cgroup_are_what_its_files_say() -> Result<()> {
         expect::exactly("time", &told["cpu"]["seconds_total"], &Value::Null)?;
         // That does not make somebody who works there one who rests: no fault, no call, no I/O. It has done the same before, and so
         // touches no page for the first time, and rested until it is not looked at any more while nothing moves.
-        let count = |to: &str| format!("n=0; while [ $n -lt {to} ]; do n=$((n+1)); done");
-        let script = format!("{}; read line; {}", count("100000"), count("1000000000"));
-        let mut child = Command::new("sh").args(["-c", &script]).stdin(Stdio::piped()).spawn()?;
-        group.add(child.id())?;
-        let rested = || {
-            let told = agent.process(child.id()).ok();
+        let mut spinner = Workload::start()?;
+        group.add(spinner.pid())?;
+        spinner.run("spin 10")?;
+        soon("it to rest", || {
+            let told = agent.process(spinner.pid()).ok();
             Ok(told.and_then(|told| told["age_seconds"].as_f64()).filter(|age| *age > 3.0))
-        };
-        let is_seen = soon("it to rest", rested).and_then(|_| {
-            writeln!(child.stdin.take().context("no standard input")?, "go")?;
-            let works = || Ok(agent.process(child.id())?["cpu"]["per_second"].as_f64().filter(|cpus| *cpus > 0.2));
-            // A look at it is due after at most 8 ticks; its refresh in a quarter of a minute, on average.
-            wait_until("who works to be seen", Duration::from_secs(5) * slowness(), works)
-        });
-        child.kill()?;
-        child.wait()?;
-        is_seen?;
+        })?;
+        spinner.send("spin 600000")?;
+        let works = || Ok(agent.process(spinner.pid())?["cpu"]["per_second"].as_f64().filter(|cpus| *cpus > 0.2));
+        // A look at it is due after at most 8 ticks; its refresh in a quarter of a minute, on average.
+        wait_until("who works to be seen", Duration::from_secs(5) * slowness(), works)?;
     }
     workload.send("exit 0")?;
     workload.wait()?;

@@ -84,6 +84,7 @@ fn obey(line: &str, report: &mut Report) -> Result<()> {
         "in-namespace" => processes::in_namespace(&mut arguments, report),
         "keep" => resident::keep(&mut arguments, report),
         "give-back" => resident::give_back(&mut arguments, report),
+        "spin" => processes::spin(&mut arguments),
         "exec" => processes::exec(&mut arguments),
         "exit" => processes::exit(&mut arguments),
         "ask" => ask::ask(&mut arguments, report),

@@ -239,6 +239,16 @@ pub(crate) fn exec(arguments: &mut Arguments<'_>) -> Result<()> {
     bail!("execv failed: {}", io::Error::last_os_error())
 }
 
+/// `spin MILLISECONDS`: computes for so long. From the second time on no page is touched for the first time.
+pub(crate) fn spin(arguments: &mut Arguments<'_>) -> Result<()> {
+    let time = Duration::from_millis(arguments.value("milliseconds")?);
+    let start = Instant::now();
+    while start.elapsed() < time {
+        std::hint::spin_loop();
+    }
+    Ok(())
+}
+
 /// `exit CODE`: ends, without a report.
 pub(crate) fn exit(arguments: &mut Arguments<'_>) -> Result<()> {
     std::process::exit(arguments.value("code")?)
