@@ -4,6 +4,8 @@
 mod end;
 mod show;
 
+#[cfg(feature = "cri")]
+use crate::collect::cri;
 use crate::{
     advise::{
         Sizes,
@@ -13,7 +15,7 @@ use crate::{
     collect::{
         Collector,
         cgroup::CgroupFiles,
-        container::ContainerFiles,
+        container::{self, ContainerFiles},
         cost::CostMeter,
         descriptors::{self, Budget, Reserve, Want},
         gpu::GpuReader,
@@ -104,6 +106,7 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
     doctor::check(&config)?;
     notify::check(&config)?;
     advisor::check(&config.advice)?;
+    container::check(&config.containers)?;
     footprint::keep_small();
     footprint::lift_lock_limit();
     descriptors::raise_limit();
@@ -120,6 +123,11 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
     agent.pages = keep_histories(&config, &agent.judges.advisor)?;
     // Their threads have the capabilities that this one has by now.
     let sinks = Sinks::start(&config)?;
+
+    #[cfg(feature = "cri")]
+    if let Some(socket) = &config.containers.cri {
+        agent.containers.ask(cri::start(socket, servers));
+    }
 
     let snapshot = Arc::new(agent.begin());
     let (pictures, latest) = watch::channel(Arc::new(agent.judges.first(snapshot)));

@@ -289,6 +289,8 @@ pub struct Containers {
     pub storage: PathBuf,
     /// Storage of podman and CRI-O, what does not: "runroot".
     pub storage_run: PathBuf,
+    /// The socket of a runtime that is asked for what no file tells, by the Container Runtime Interface (CRI).
+    pub cri: Option<String>,
 }
 
 /// How GPUs are read.
@@ -411,6 +413,7 @@ impl Default for Config {
                 containerd: PathBuf::from("/run/containerd/io.containerd.runtime.v2.task"),
                 storage: PathBuf::from("/var/lib/containers/storage"),
                 storage_run: PathBuf::from("/run/containers/storage"),
+                cri: None,
             },
             record: Record { path: None, max_bytes: 256 << 20, keep: Duration::from_secs(24 * 3600) },
             metrics: Metrics { top: 20, listen: None },

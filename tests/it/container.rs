@@ -126,3 +126,73 @@ mod real {
         agent.stop()
     }
 }
+
+#[cfg(feature = "cri")]
+mod cri {
+    use super::*;
+    use std::path::Path;
+    use tests::{
+        Containerd, Runc,
+        containerd::{IMAGE, Pod, Running},
+    };
+
+    const POD: Pod = Pod { name: "web-0", namespace: "shop", uid: POD_UID };
+    const OTHER_UID: &str = "0a9b8c7d-0b7a-4f5e-9c1d-2a3b4c5d6e7f";
+
+    /// What is to be known of a pod's containers, as who kept their names told it.
+    fn check_names(agent: &Agent, containerd: &Containerd, running: &Running, runtime: &Value) -> Result<()> {
+        let of_pod = json!({
+            "id": running.pod, "runtime": runtime, "name": null, "pod": "web-0", "namespace": "shop", "pod_uid": POD_UID,
+            "image": null,
+        });
+        let mut of_container = of_pod.clone();
+        for (field, value) in [("id", &*running.container), ("name", "nginx"), ("image", IMAGE)] {
+            of_container[field] = value.into();
+        }
+        for (id, expected) in [(&running.pod, of_pod), (&running.container, of_container)] {
+            let told = container_with(agent, containerd.pid_of(id)?, "pod")?;
+            expect::exactly(id, &told, &expected)?;
+        }
+        Ok(())
+    }
+
+    fn agent(containerd: Option<&Containerd>, bundles: &Path) -> Result<Agent> {
+        let nowhere = tempfile::tempdir()?;
+        let socket = containerd.map(|containerd| containerd.socket().display().to_string()).unwrap_or_default();
+        let settings = [
+            format!("containers.logs={}", nowhere.path().display()),
+            format!("containers.containerd={}", bundles.display()),
+            format!("containers.cri={socket}"),
+        ];
+        Agent::start(&settings.iter().flat_map(|setting| ["--set", setting]).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_runtime_names_the_containers_that_no_file_names_and_when_it_hangs_nobody_waits() -> Result<()> {
+        let _machine = Machine::claim()?;
+        let mut containerd = Containerd::start()?;
+        let running = containerd.run(POD, "nginx")?;
+        // Its bundles tell the same, and who runs them.
+        let by_files = agent(None, &containerd.bundles())?;
+        check_names(&by_files, &containerd, &running, &"containerd".into())?;
+        by_files.stop()?;
+
+        let nowhere = tempfile::tempdir()?;
+        let agent = agent(Some(&containerd), nowhere.path())?;
+        check_names(&agent, &containerd, &running, &Value::Null)?;
+        let later = containerd.run(Pod { name: "web-1", uid: OTHER_UID, ..POD }, "redis")?;
+        let told = container_with(&agent, containerd.pid_of(&later.container)?, "pod")?;
+        expect::exactly("one that began later", [&told["name"], &told["pod"]], [&json!("redis"), &json!("web-1")])?;
+
+        containerd.signal(libc::SIGSTOP)?;
+        let unknown = Runc::start(ID, &format!("burstable/pod{POD_UID}"))?;
+        // The agent goes on meanwhile.
+        let told = container_with(&agent, unknown.pid()?, "id");
+        let is_said = || Ok(agent.words().contains("no answer within 2s").then_some(()));
+        let said = wait_until("that it hangs to be said", PATIENCE, is_said);
+        containerd.signal(libc::SIGCONT)?;
+        said?;
+        expect::exactly("its name", &told?["name"], &Value::Null)?;
+        agent.stop()
+    }
+}

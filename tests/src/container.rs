@@ -170,17 +170,17 @@ impl Drop for Runc {
 
 /// A cgroup that a runtime makes in every hierarchy. Removed on drop with all below it.
 #[derive(Debug)]
-struct Parent {
-    name: String,
+pub(crate) struct Parent {
+    pub(crate) name: String,
 }
 
 impl Parent {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self { name: format!("monitor-test-{}-{name}", std::process::id()) }
     }
 
     /// Removes it, waiting until what is in it has gone.
-    fn remove(&self) {
+    pub(crate) fn remove(&self) {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let of_cgroups = |line: &&str| line.contains(" - cgroup");
         for mount in mounts.lines().filter(of_cgroups).filter_map(|line| line.split(' ').nth(4)) {
@@ -220,7 +220,7 @@ fn remove(cgroup: &Path) -> Result<Option<()>> {
 }
 
 /// A file system with nothing but busybox.
-fn make_root(root: &Path) -> Result<()> {
+pub(crate) fn make_root(root: &Path) -> Result<()> {
     fs::create_dir_all(root.join("bin"))?;
     fs::copy("/bin/busybox", root.join("bin/busybox")).with_context(|| format!("no /bin/busybox: {REMEDY}"))?;
     symlink("busybox", root.join("bin/sleep"))?;
@@ -228,7 +228,7 @@ fn make_root(root: &Path) -> Result<()> {
 }
 
 /// What a program prints. Its standard input and error are not kept: what it starts would hold them.
-fn answer(command: &mut Command) -> Result<String> {
+pub(crate) fn answer(command: &mut Command) -> Result<String> {
     let program = command.get_program().to_string_lossy().into_owned();
     let errors = tempfile::tempfile()?;
     let output = tempfile::NamedTempFile::new()?;

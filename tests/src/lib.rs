@@ -12,6 +12,8 @@ pub mod bpf;
 pub mod cgroup;
 pub mod clock;
 pub mod container;
+#[cfg(feature = "cri")]
+pub mod containerd;
 pub mod disk;
 pub mod expect;
 pub mod http;
@@ -27,6 +29,8 @@ pub use agent::Agent;
 pub use alertmanager::Alertmanager;
 pub use cgroup::Cgroup;
 pub use container::{Podman, Runc};
+#[cfg(feature = "cri")]
+pub use containerd::Containerd;
 pub use disk::LoopDevice;
 pub use machine::Machine;
 pub use opened::Opened;

@@ -32,8 +32,14 @@ const LEAST_COVERAGE: &str = "75";
 
 const XTASK_WITH_COVERAGE: [&str; 2] = ["--features", "xtask/coverage"];
 
-/// The programs that are not built by default as well.
-const XTASK_WITH_ALL: [&str; 2] = ["--features", "xtask/backtest,xtask/coverage"];
+/// What is not built by default as well.
+const WITH_ALL: [&str; 2] = ["--features", "monitor/cri,tests/cri,xtask/backtest,xtask/coverage"];
+
+/// The agent under test can do all that it can be built for.
+const AGENT_WITH_ALL: [&str; 2] = ["--features", "monitor/cri,tests/cri"];
+
+/// Builds it, and the programs that its tests start.
+const BUILD_AGENT: [&str; 6] = ["build", "--bins", "--package", "monitor", "--package", "tests"];
 
 /// The packages with unit tests, for cargo.
 const UNIT_TESTS: [&str; 8] = [
@@ -44,7 +50,7 @@ const UNIT_TESTS: [&str; 8] = [
     "--package",
     "xtask",
     "--features",
-    "xtask/backtest,xtask/coverage",
+    "monitor/cri,xtask/backtest,xtask/coverage",
 ];
 
 /// Runs every step and fails when one of them failed.
@@ -66,7 +72,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// Runs the integration tests of an agent that loads its kernel objects from this directory.
 pub(crate) fn run_oracle_tests(objects: &Path) -> Result<()> {
-    process::run(process::cargo().args(["build", "--bins", "--package", "monitor", "--package", "tests"]))?;
+    process::run(process::cargo().args(BUILD_AGENT).args(AGENT_WITH_ALL))?;
     let objects = objects.to_str().context("the target directory's name is not text")?;
     run_as_root(process::cargo(), &[("MONITOR_OBJECTS".to_owned(), objects.to_owned())], &[])
 }
@@ -118,7 +124,7 @@ fn check_format() -> Result<Outcome> {
 
 fn check_clippy() -> Result<Outcome> {
     let mut command = process::cargo();
-    command.args(["clippy", "--all-targets"]).args(XTASK_WITH_ALL).args(["--", "--deny", "warnings"]);
+    command.args(["clippy", "--all-targets"]).args(WITH_ALL).args(["--", "--deny", "warnings"]);
     process::run(&mut command)?;
     Ok(Outcome::Passed)
 }
@@ -172,7 +178,7 @@ impl InstrumentedTests {
     }
 
     fn build(&mut self) -> Result<Outcome> {
-        process::run(self.cargo()?.args(["build", "--bins", "--package", "monitor", "--package", "tests"]))?;
+        process::run(self.cargo()?.args(BUILD_AGENT).args(AGENT_WITH_ALL))?;
         let mut command = self.cargo()?;
         command.args(["test", "--no-run", "--message-format", "json-render-diagnostics"]).args(UNIT_TESTS);
         let messages = process::output(&mut command)?;
@@ -228,7 +234,8 @@ fn run_as_root(mut cargo: Command, variables: &[(String, String)], filters: &[St
         cargo.args(["--config", &format!("target.'cfg(unix)'.runner = {runner}")]);
     }
     cargo.envs(variables.iter().cloned());
-    cargo.args(["test", "--no-fail-fast", "--package", "tests", "--", "--test-threads=1"]).args(filters);
+    cargo.args(["test", "--no-fail-fast", "--package", "tests", "--features", "tests/cri"]);
+    cargo.args(["--", "--test-threads=1"]).args(filters);
     process::run(&mut cargo)
 }
 

@@ -1,19 +1,43 @@
 //! Names of containers, out of the files that runtimes and the kubelet keep about them. Read when a container appears.
 //!
-//! No runtime is asked: that would take its socket and its protocol, and could block. A file that is not there, not yet or
-//! not any more, tells nothing; so does one that cannot be read or understood.
+//! A file that is not there, not yet or not any more, tells nothing; so does one that cannot be read or understood. Where a
+//! runtime is to be asked for what they leave open, its answer is taken when it is there: nobody waits.
 
 use crate::{
-    config::Containers,
+    config::{self, Containers},
     sample::{FoundContainer, Runtime},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use std::{collections::HashMap, fs, io::Read as _, path::Path, sync::Arc};
+use tokio::sync::mpsc;
 
-/// The files that know containers' names.
+/// Looks whether a runtime can be asked, where one is to be.
+///
+/// # Errors
+/// This agent was built without what that takes.
+pub fn check(config: &Containers) -> Result<(), config::Error> {
+    match &config.cri {
+        Some(socket) if !cfg!(feature = "cri") => Err(config::Error::Conflict(format!(
+            "containers.cri = {socket:?} is refused: this monitor was built without `--features cri`"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// The files that know containers' names, and the runtime that is asked where they do not.
 #[derive(Debug)]
 pub struct ContainerFiles {
     places: Containers,
+    service: Option<RuntimeService>,
+}
+
+/// A runtime that is asked by somebody else.
+#[derive(Debug)]
+pub struct RuntimeService {
+    /// Takes the ids of those to ask for. While it is full, an answer is waited for.
+    pub ask: mpsc::Sender<Vec<Arc<str>>>,
+    /// What it told of those that it knows.
+    pub told: mpsc::Receiver<Vec<FoundContainer>>,
 }
 
 /// Larger files are not read. A container's own has some 20 KiB, a storage's list 500 bytes for each container.
@@ -22,11 +46,30 @@ const FILE_BYTES_MAX: u64 = 8 << 20;
 impl ContainerFiles {
     /// In these places.
     pub fn new(places: Containers) -> Self {
-        Self { places }
+        Self { places, service: None }
     }
 
-    /// What is told of each of these ids. Each has an answer, which may tell nothing.
-    pub fn find(&self, ids: &[Arc<str>]) -> Vec<FoundContainer> {
+    /// From now on asks a runtime for those whose pod no file tells.
+    pub fn ask(&mut self, service: RuntimeService) {
+        self.service = Some(service);
+    }
+
+    /// What is told of each of these ids, which may be nothing; and what the runtime told of those asked for before.
+    pub fn find(&mut self, ids: &[Arc<str>]) -> Vec<FoundContainer> {
+        let mut found = self.find_in_files(ids);
+        if let Some(service) = &mut self.service {
+            let unknown = found.iter().filter(|found| found.pod.is_none()).map(|found| Arc::clone(&found.id));
+            let unknown: Vec<_> = unknown.collect();
+            if !unknown.is_empty() {
+                // While it has not answered the last question, this one is dropped: they will be looked for again.
+                let _ = service.ask.try_send(unknown);
+            }
+            found.extend(std::iter::from_fn(|| service.told.try_recv().ok()).flatten());
+        }
+        found
+    }
+
+    fn find_in_files(&self, ids: &[Arc<str>]) -> Vec<FoundContainer> {
         if !self.places.names {
             return ids.iter().map(nothing).collect();
         }
@@ -188,7 +231,7 @@ fn log_link(name: &str) -> Option<(String, FoundContainer)> {
 }
 
 /// A text that is not empty.
-fn known(text: &str) -> Option<String> {
+pub(super) fn known(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
@@ -227,7 +270,7 @@ mod tests {
             self.root.path().join(below)
         }
 
-        fn find(&self, ids: &[&str]) -> Vec<FoundContainer> {
+        fn files(&self) -> ContainerFiles {
             let places = Containers {
                 names: true,
                 logs: self.path("logs"),
@@ -235,8 +278,13 @@ mod tests {
                 containerd: self.path("tasks"),
                 storage: self.path("storage"),
                 storage_run: self.path("run"),
+                cri: None,
             };
-            ContainerFiles::new(places).find(&ids.iter().map(|id| Arc::from(*id)).collect::<Vec<_>>())
+            ContainerFiles::new(places)
+        }
+
+        fn find(&self, ids: &[&str]) -> Vec<FoundContainer> {
+            self.files().find(&ids.iter().map(|id| Arc::from(*id)).collect::<Vec<_>>())
         }
 
         fn one(&self) -> FoundContainer {
@@ -338,11 +386,38 @@ mod tests {
     }
 
     #[test]
+    fn a_runtime_can_be_asked_where_that_was_built_in() {
+        let default = config::Config::default().containers;
+        assert!(check(&default).is_ok());
+        let refused = check(&Containers { cri: Some("/run/cri.sock".to_owned()), ..default });
+        assert_eq!(refused.is_ok(), cfg!(feature = "cri"));
+    }
+
+    #[test]
+    fn a_runtime_is_asked_for_those_whose_pod_no_file_tells_and_nobody_waits_for_it() {
+        let host = Host::with(&[("logs/web-0_shop_nginx-ID.log", "")]);
+        let mut files = host.files();
+        let ((ask, mut asked), (tell, told)) = (mpsc::channel(1), mpsc::channel(1));
+        files.ask(RuntimeService { ask, told });
+        let ids = [ID, OTHER].map(Arc::from);
+        let names = |found: Vec<FoundContainer>| found.into_iter().map(|found| found.name).collect::<Vec<_>>();
+        assert_eq!(names(files.find(&ids)), [text("nginx"), None]);
+        assert_eq!(names(files.find(&ids)), [text("nginx"), None], "the runtime is busy");
+        assert_eq!(asked.try_recv(), Ok(vec![Arc::from(OTHER)]));
+        assert!(asked.try_recv().is_err(), "one question at a time");
+        let answer = FoundContainer { id: OTHER.into(), name: text("redis"), ..FoundContainer::default() };
+        tell.try_send(vec![answer]).unwrap();
+        assert_eq!(names(files.find(&[])), [text("redis")]);
+        assert!(files.find(&[]).is_empty());
+        drop((asked, tell));
+        assert_eq!(names(files.find(&ids)), [text("nginx"), None], "it has ended");
+    }
+
+    #[test]
     fn switched_off_it_reads_nothing() {
         let host = Host::with(&[("logs/web-0_shop_nginx-ID.log", "")]);
         assert!(!host.one().tells_nothing());
-        let places =
-            Containers { names: false, logs: host.path("logs"), ..crate::config::Config::default().containers };
+        let places = Containers { names: false, logs: host.path("logs"), ..config::Config::default().containers };
         assert!(ContainerFiles::new(places).find(&[ID.into()])[0].tells_nothing());
     }
 }

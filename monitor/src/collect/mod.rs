@@ -7,6 +7,8 @@ mod cgroup_files;
 pub mod cgroup_stat;
 pub mod container;
 pub mod cost;
+#[cfg(feature = "cri")]
+pub mod cri;
 pub mod descriptors;
 mod files;
 pub mod gpu;

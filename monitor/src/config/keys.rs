@@ -342,6 +342,12 @@ fn general() -> Vec<Key> {
         key(Some("containers"), "storage_run", "what of it a reboot empties (runroot)", |c| {
             Slot::Path(&mut c.containers.storage_run)
         }),
+        key(
+            Some("containers"),
+            "cri",
+            "a runtime's socket (CRI), to be asked for what no file tells, in builds with that feature; empty for none",
+            |c| Slot::Name(&mut c.containers.cri),
+        ),
         key(Some("csv"), "max_bytes", "the most that is written to a CSV file before the next begins", |c| {
             Slot::Bytes(&mut c.csv.max_bytes, 4096..=1 << 40)
         }),
