@@ -105,12 +105,24 @@ fn difference(agent: &Agent, tree: &Value, oracle: &[(u32, Value)]) -> Result<Op
 #[test]
 fn gunicorn_with_uvicorn_workers_is_what_psutil_says() -> Result<()> {
     const WORKERS: u32 = 2;
+    is_what_psutil_says(|| Server::gunicorn(WORKERS), "gunicorn", WORKERS)
+}
+
+#[test]
+fn uvicorn_with_workers_of_its_own_is_what_psutil_says() -> Result<()> {
+    const WORKERS: u32 = 2;
+    // multiprocessing has a child of its own, which cleans up after the others.
+    is_what_psutil_says(|| Server::uvicorn(WORKERS), "uvicorn", WORKERS + 1)
+}
+
+/// A server with so many children, compared with psutil's account of it.
+fn is_what_psutil_says(start: impl FnOnce() -> Result<Server>, rule: &str, children: u32) -> Result<()> {
     let _machine = Machine::claim()?;
     let agent = Agent::start(&[])?;
-    let server = Server::gunicorn(WORKERS)?;
-    let tree = agreed(&agent, server.pid(), WORKERS as usize + 1)?;
-    expect::exactly("rule", json::text(&tree, "rule")?, "gunicorn")?;
-    expect::exactly("workers", json::count(&tree, "workers")?, WORKERS.into())?;
+    let server = start()?;
+    let tree = agreed(&agent, server.pid(), children as usize + 1)?;
+    expect::exactly("rule", json::text(&tree, "rule")?, rule)?;
+    expect::exactly("workers", json::count(&tree, "workers")?, children.into())?;
     // What the workers share is the interpreter and its modules: not once for each of them.
     let bytes = |name: &str| json::count(&tree, &format!("memory.{name}_bytes"));
     let (resident, own) = (bytes("resident")?, bytes("private")? + bytes("shared")?);

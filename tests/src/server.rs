@@ -63,6 +63,19 @@ impl Server {
         Self::start(command, libc::SIGTERM, directory).context("gunicorn: apt-get install gunicorn python3-uvicorn")
     }
 
+    /// uvicorn with workers of its own, which it starts anew by multiprocessing, behind a Unix socket.
+    ///
+    /// # Errors
+    /// It is not installed.
+    pub fn uvicorn(workers: u32) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        fs::write(directory.path().join("served.py"), APPLICATION)?;
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-m", "uvicorn", "--workers", &workers.to_string(), "--uds", "socket", "served:application"]);
+        command.current_dir(directory.path());
+        Self::start(command, libc::SIGTERM, directory).context("uvicorn: apt-get install python3-uvicorn")
+    }
+
     /// gunicorn whose workers each load so many bytes when they begin; with `--preload` among the flags the master does, before
     /// it forks them.
     ///
