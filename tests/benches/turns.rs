@@ -4,11 +4,13 @@
 //! Nobody reads what they count: that is the agent's own time, which `cargo xtask bench agent` measures.
 
 use anyhow::{Context, Result, bail, ensure};
+use aya::{Btf, EbpfLoader, programs::BtfTracePoint};
 use monitor::{
     config::Config,
     doctor,
     kernel::{
         attach::Loader,
+        objects,
         plan::{self, Hook},
         support::Support,
         syscall,
@@ -34,7 +36,10 @@ fn main() -> Result<()> {
     let support = doctor::examine_fields(&config)?;
     let arguments: Vec<String> = std::env::args().collect();
     let only = arguments.iter().position(|argument| argument == "--only").and_then(|at| arguments.get(at + 1));
-    let programs = load(&config, &support, only.map(String::as_str))?;
+    let mut programs = load(&config, &support, only.map(String::as_str))?;
+    if arguments.iter().any(|argument| argument == "--empty") {
+        programs.iter_mut().try_for_each(Loaded::be_empty)?;
+    }
     let mut attached = Vec::new();
     println!("{} programs", programs.len());
     for line in io::stdin().lines() {
@@ -74,6 +79,16 @@ fn load(config: &Config, support: &Support, only: Option<&str>) -> Result<Vec<Lo
 }
 
 impl Loaded {
+    /// Takes an empty program for the same hook: what is measured then is what the hook costs.
+    fn be_empty(&mut self) -> Result<()> {
+        let Hook::TpBtf(tracepoint) = self.hook else { bail!("there is no empty program for {}", self.hook) };
+        let mut object = EbpfLoader::new().btf(None).load(&objects::empty())?;
+        let program: &mut BtfTracePoint = object.program_mut("empty_tp_btf").context("no program")?.try_into()?;
+        program.load(tracepoint, &Btf::from_sys_fs()?)?;
+        self.program = program.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(())
+    }
+
     /// Attaches it, which the kernel refuses until it is done with detaching it.
     fn attach_again(&self, support: &Support) -> Result<Vec<OwnedFd>> {
         let until = Instant::now() + Duration::from_secs(1);

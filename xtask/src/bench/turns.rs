@@ -28,6 +28,9 @@ pub(crate) struct Options {
     /// Take the programs of one source only
     #[arg(long, value_name = "SOURCE")]
     only: Option<String>,
+    /// Take empty programs for the same hooks: what these cost before anything is counted
+    #[arg(long)]
+    empty: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -39,7 +42,7 @@ const WINDOW: Duration = Duration::from_millis(100);
 const SETTLING_TIME: Duration = Duration::from_millis(20);
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let mut programs = Programs::load(options.only.as_deref())?;
+    let mut programs = Programs::load(options.only.as_deref(), options.empty)?;
     let scratch = Scratch::new("bench-turns")?;
     let mut redis = Redis::start(scratch.path())?;
     let (mut with, mut without) = (Vec::new(), Vec::new());
@@ -86,10 +89,10 @@ struct Programs {
 }
 
 impl Programs {
-    fn load(only: Option<&str>) -> Result<Self> {
+    fn load(only: Option<&str>, empty: bool) -> Result<Self> {
         let mut command = process::cargo();
         command.args(["bench", "--quiet", "--package", "tests", "--bench", "turns", "--"]);
-        command.args(only.into_iter().flat_map(|source| ["--only", source]));
+        command.args(only.into_iter().flat_map(|source| ["--only", source])).args(empty.then_some("--empty"));
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut child = child.context("cannot start cargo")?;
         let words = child.stdin.take().context("no standard input")?;
