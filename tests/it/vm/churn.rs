@@ -10,7 +10,7 @@ use tests::{
 };
 
 const CGROUPS: u64 = 1000;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 /// Pages that the one process of each touches.
 const PAGES: u64 = 20;
 
