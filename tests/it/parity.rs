@@ -45,7 +45,8 @@ fn tree(agent: &Agent, root: u32) -> Result<Option<Value>> {
 /// Waits until the agent and psutil agree on a tree of `processes` at rest, and on each of them; gives the tree.
 fn agreed(agent: &Agent, root: u32, processes: usize) -> Result<Value> {
     let mut apart = String::from("nothing was compared");
-    let agreed = wait_until("what psutil says", PATIENCE, || {
+    // What a process at rest shares changes when others come and go, and is seen when it is refreshed: every 30 s, on a budget.
+    let agreed = wait_until("what psutil says", 3 * PATIENCE, || {
         let oracle = psutil(root)?;
         if oracle.len() != processes {
             apart = format!("{} processes, not {processes}", oracle.len());
