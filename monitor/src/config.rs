@@ -273,11 +273,11 @@ pub struct Cost {
     pub every: Duration,
 }
 
-/// Where names of containers are read: directories as the agent sees them, which in a container of its own may be
-/// mounted elsewhere.
+/// Where names of containers are found: directories, and a socket, as the agent sees them, which in a container of its own
+/// may be mounted elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Containers {
-    /// Whether names are read at all.
+    /// Whether files are read for them.
     pub names: bool,
     /// The kubelet's links to the containers' logs.
     pub logs: PathBuf,

@@ -181,12 +181,12 @@ pub struct FoundProcess {
     pub running: bool,
 }
 
-/// What the files of container runtimes and of the kubelet tell of a container.
+/// What container runtimes and the kubelet tell of a container, in their files or when asked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FoundContainer {
     /// Its id: 64 hexadecimal digits.
     pub id: Arc<str>,
-    /// Who runs it, where a file of theirs told.
+    /// Who runs it, where that was told.
     pub runtime: Option<Runtime>,
     /// Its name: the one given to it, in a pod the one it has in the pod's specification.
     pub name: Option<String>,

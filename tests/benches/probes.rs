@@ -3,17 +3,19 @@
 //!
 //! Needs root. Prints a table, or with `--json` one JSON document. With `--only SOURCE` just one source is measured.
 
+#[path = "common/empty.rs"]
+mod empty;
+
 use anyhow::{Context, Result, bail, ensure};
 use aya::{
-    Btf, Ebpf, EbpfLoader,
-    programs::{BtfTracePoint, FExit, RawTracePoint, TracePoint},
+    Btf, Ebpf,
+    programs::{BtfTracePoint, FExit, RawTracePoint},
 };
 use monitor::{
     config::Config,
     doctor,
     kernel::{
         attach::{Attached, Loader},
-        objects,
         plan::{self, Attachment, Hook, Wish},
         program::StatisticsWindow,
         support::Support,
@@ -177,36 +179,26 @@ impl Timed {
 }
 
 fn attach_empty(hook: Hook, support: &Support, btf: &Btf) -> Result<(Empty, OwnedFd)> {
-    let mut object = EbpfLoader::new().btf(None).load(&objects::empty())?;
-    let (name, event) = match hook {
-        Hook::TpBtf(tracepoint) => {
-            let program: &mut BtfTracePoint = object.program_mut("empty_tp_btf").context("no program")?.try_into()?;
-            program.load(tracepoint, btf)?;
-            program.attach()?;
-            ("empty_tp_btf", None)
+    let (mut object, name) = empty::load(hook, btf)?;
+    let program = object.program_mut(name).context("no program")?;
+    let mut event = None;
+    match hook {
+        Hook::TpBtf(_) => {
+            <&mut BtfTracePoint>::try_from(program)?.attach()?;
         }
-        Hook::SyscallTracepoint(tracepoint) => {
-            let program: &mut TracePoint = object.program_mut("empty_tracepoint").context("no program")?.try_into()?;
-            program.load()?;
-            let tracefs = support.tracefs.as_ref().context("no tracing file system")?;
-            let id = tracefs.tracepoint("syscalls", tracepoint)?;
-            ("empty_tracepoint", Some(syscall::attach_tracepoint(id, program.fd()?.as_fd())?))
+        Hook::FExit(_) => {
+            <&mut FExit>::try_from(program)?.attach()?;
         }
         Hook::RawTracepoint(tracepoint) => {
-            let name = "empty_raw_tracepoint";
-            let program: &mut RawTracePoint = object.program_mut(name).context("no program")?.try_into()?;
-            program.load()?;
-            program.attach(tracepoint)?;
-            (name, None)
+            <&mut RawTracePoint>::try_from(program)?.attach(tracepoint)?;
         }
-        Hook::FExit(function) => {
-            let program: &mut FExit = object.program_mut("empty_fexit").context("no program")?.try_into()?;
-            program.load(function, btf)?;
-            program.attach()?;
-            ("empty_fexit", None)
+        Hook::SyscallTracepoint(tracepoint) => {
+            let tracefs = support.tracefs.as_ref().context("no tracing file system")?;
+            let id = tracefs.tracepoint("syscalls", tracepoint)?;
+            event = Some(syscall::attach_tracepoint(id, program.fd()?.as_fd())?);
         }
-        other => bail!("there is no empty program for {other}"),
-    };
+        other => bail!("nothing empty is attached to {other}"),
+    }
     let program = object.program(name).context("no program")?.fd()?.as_fd().try_clone_to_owned()?;
     Ok((Empty { _object: object, _event: event }, program))
 }

@@ -3,14 +3,16 @@
 //!
 //! Nobody reads what they count: that is the agent's own time, which `cargo xtask bench agent` measures.
 
+#[path = "common/empty.rs"]
+mod empty;
+
 use anyhow::{Context, Result, bail, ensure};
-use aya::{Btf, EbpfLoader, programs::BtfTracePoint};
+use aya::Btf;
 use monitor::{
     config::Config,
     doctor,
     kernel::{
         attach::Loader,
-        objects,
         plan::{self, Hook},
         support::Support,
         syscall,
@@ -38,7 +40,8 @@ fn main() -> Result<()> {
     let only = arguments.iter().position(|argument| argument == "--only").and_then(|at| arguments.get(at + 1));
     let mut programs = load(&config, &support, only.map(String::as_str))?;
     if arguments.iter().any(|argument| argument == "--empty") {
-        programs.iter_mut().try_for_each(Loaded::be_empty)?;
+        let btf = Btf::from_sys_fs()?;
+        programs.iter_mut().try_for_each(|one| one.be_empty(&btf))?;
     }
     let mut attached = Vec::new();
     println!("{} programs", programs.len());
@@ -80,12 +83,9 @@ fn load(config: &Config, support: &Support, only: Option<&str>) -> Result<Vec<Lo
 
 impl Loaded {
     /// Takes an empty program for the same hook: what is measured then is what the hook costs.
-    fn be_empty(&mut self) -> Result<()> {
-        let Hook::TpBtf(tracepoint) = self.hook else { bail!("there is no empty program for {}", self.hook) };
-        let mut object = EbpfLoader::new().btf(None).load(&objects::empty())?;
-        let program: &mut BtfTracePoint = object.program_mut("empty_tp_btf").context("no program")?.try_into()?;
-        program.load(tracepoint, &Btf::from_sys_fs()?)?;
-        self.program = program.fd()?.as_fd().try_clone_to_owned()?;
+    fn be_empty(&mut self, btf: &Btf) -> Result<()> {
+        let (object, name) = empty::load(self.hook, btf)?;
+        self.program = object.program(name).context("no program")?.fd()?.as_fd().try_clone_to_owned()?;
         Ok(())
     }
 

@@ -104,8 +104,8 @@ fn a_recording_answers_as_the_agent_did() -> Result<()> {
         expect::exactly("doctor", asked(&path, &["/v1/doctor"])?.0, doctor)?;
         let again = asked(&path, &["/v1/events"])?.0;
         let again: std::collections::HashSet<_> = again.lines().collect();
-        // What was concluded is not recorded.
         let happened = |line: &&str| !CONCLUDED.iter().any(|kind| line.contains(&format!("\"event\":\"{kind}\"")));
+        ensure!(again.iter().all(happened), "what was concluded is recorded");
         let missing: Vec<_> = events.lines().filter(happened).filter(|line| !again.contains(line)).collect();
         ensure!(!events.is_empty() && missing.is_empty(), "events are missing: {missing:?}");
         let (end, _) = asked(&path, &[&format!("/v1/processes?pid={pid}")])?;

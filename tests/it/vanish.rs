@@ -91,16 +91,16 @@ fn looked_at(agent: &Agent, parent: &Cgroup) -> Result<u64> {
 /// Descriptors that do not come and go: how many there are of each name at three looks in a row, as one look may meet a file
 /// that is just being read.
 fn lasting_files(agent: &Agent, parent: &Cgroup) -> Result<BTreeMap<String, usize>> {
-    let mut files = files(agent, parent)?;
+    let mut lasting = files(agent, parent)?;
     for _ in 0..2 {
         sleep(Duration::from_millis(30));
-        let now = self::files(agent, parent)?;
-        files.retain(|name, count| {
+        let now = files(agent, parent)?;
+        lasting.retain(|name, count| {
             *count = (*count).min(now.get(name).copied().unwrap_or_default());
             *count > 0
         });
     }
-    Ok(files)
+    Ok(lasting)
 }
 
 /// Descriptors that do not depend on what others do on this machine. Those of stat files must be of living processes, and those

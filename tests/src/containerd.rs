@@ -15,7 +15,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 use tempfile::TempDir;
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, time::timeout};
 use tonic::{Request, client::Grpc, transport::Endpoint};
 use tonic_prost::ProstCodec;
 
@@ -82,9 +82,16 @@ impl Containerd {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let containerd = Self { child, directory, parent: Parent::new("containerd"), runtime, pods: Vec::new() };
         let words = || fs::read_to_string(containerd.directory.path().join("log")).unwrap_or_default();
-        wait_until("containerd to answer", PATIENCE, || Ok(containerd.ask::<_, Nothing>("Status", Nothing {}).ok()))
-            .with_context(words)?;
+        wait_until("containerd to answer", PATIENCE, || {
+            Ok(containerd.ask::<_, Nothing>("RuntimeService/Status", Nothing {}).ok())
+        })
+        .with_context(words)?;
         containerd.import()?;
+        let status = || containerd.ask("ImageService/ImageStatus", ImageStatus { image: Some(Image::asleep()) });
+        wait_until("the image to be known", PATIENCE, || {
+            let Known { image } = status()?;
+            Ok(image.map(drop))
+        })?;
         Ok(containerd)
     }
 
@@ -117,15 +124,15 @@ impl Containerd {
         let cgroup_parent = format!("/{}/kubepods/burstable/pod{}", self.parent.name, pod.uid);
         let config =
             PodConfig { metadata: Some(metadata), linux: Some(LinuxPod { cgroup_parent, security: Some(security) }) };
-        let Id { id: pod } = self.ask("RunPodSandbox", RunPod { config: Some(config.clone()) })?;
+        let Id { id: pod } = self.ask("RuntimeService/RunPodSandbox", RunPod { config: Some(config.clone()) })?;
         self.pods.push(pod.clone());
         let of_container = ContainerConfig {
             metadata: Some(ContainerMetadata { name: container.to_owned() }),
-            image: Some(Image { image: IMAGE.to_owned() }),
+            image: Some(Image::asleep()),
         };
         let create = CreateContainer { pod: pod.clone(), config: Some(of_container), of_pod: Some(config) };
-        let created: Id = self.ask("CreateContainer", create)?;
-        let Nothing {} = self.ask("StartContainer", created.clone())?;
+        let created: Id = self.ask("RuntimeService/CreateContainer", create)?;
+        let Nothing {} = self.ask("RuntimeService/StartContainer", created.clone())?;
         Ok(Running { pod, container: created.id })
     }
 
@@ -167,21 +174,25 @@ impl Containerd {
         Question: Message + 'static,
         Answer: Message + Default + 'static,
     {
-        let path = PathAndQuery::try_from(format!("/runtime.v1.RuntimeService/{method}"))?;
+        let path = PathAndQuery::try_from(format!("/runtime.v1.{method}"))?;
         let ask = async {
             let channel = Endpoint::from_shared(format!("unix://{}", self.socket().display()))?.connect().await?;
             let mut service = Grpc::new(channel);
             service.ready().await?;
             anyhow::Ok(service.unary(Request::new(question), path, ProstCodec::default()).await?.into_inner())
         };
-        self.runtime.block_on(ask).with_context(|| format!("containerd: {method}"))
+        // It may be stopped.
+        let answer = async { timeout(PATIENCE, ask).await.unwrap_or_else(|late| Err(late.into())) };
+        self.runtime.block_on(answer).with_context(|| format!("containerd: {method}"))
     }
 }
 
 impl Drop for Containerd {
     fn drop(&mut self) {
+        // A test may have failed while it was stopped.
+        let _ = self.signal(libc::SIGCONT);
         for id in &self.pods {
-            for method in ["StopPodSandbox", "RemovePodSandbox"] {
+            for method in ["RuntimeService/StopPodSandbox", "RuntimeService/RemovePodSandbox"] {
                 if let Err(error) = self.ask::<_, Nothing>(method, Id { id: id.clone() }) {
                     eprintln!("{error:#}");
                 }
@@ -280,4 +291,23 @@ struct ContainerMetadata {
 struct Image {
     #[prost(string, tag = "1")]
     image: String,
+}
+
+impl Image {
+    fn asleep() -> Self {
+        Self { image: IMAGE.to_owned() }
+    }
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct ImageStatus {
+    #[prost(message, optional, tag = "1")]
+    image: Option<Image>,
+}
+
+/// What is known of an image; nothing of one that is not there.
+#[derive(Clone, PartialEq, Message)]
+struct Known {
+    #[prost(message, optional, tag = "1")]
+    image: Option<Nothing>,
 }

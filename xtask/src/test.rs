@@ -126,11 +126,13 @@ fn check_clippy() -> Result<Outcome> {
     let mut command = process::cargo();
     command.args(["clippy", "--all-targets"]).args(WITH_ALL).args(["--", "--deny", "warnings"]);
     process::run(&mut command)?;
+    // The agent as it is built by default.
+    process::run(process::cargo().args(["clippy", "--package", "monitor", "--", "--deny", "warnings"]))?;
     Ok(Outcome::Passed)
 }
 
 fn check_documentation() -> Result<Outcome> {
-    process::run(process::cargo().args(["doc", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    process::run(process::cargo().args(["doc", "--no-deps"]).args(WITH_ALL).env("RUSTDOCFLAGS", "--deny warnings"))?;
     Ok(Outcome::Passed)
 }
 

@@ -8,16 +8,20 @@ use crate::{
     sample::{FoundContainer, Runtime},
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use std::{collections::HashMap, fs, io::Read as _, path::Path, sync::Arc};
-use tokio::sync::mpsc;
+use std::{collections::HashMap, fs, io::Read as _, iter, mem, path::Path, sync::Arc};
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 /// Looks whether a runtime can be asked, where one is to be.
 ///
 /// # Errors
 /// This agent was built without what that takes.
 pub fn check(config: &Containers) -> Result<(), config::Error> {
+    check_for(config, cfg!(feature = "cri"))
+}
+
+fn check_for(config: &Containers, can_ask: bool) -> Result<(), config::Error> {
     match &config.cri {
-        Some(socket) if !cfg!(feature = "cri") => Err(config::Error::Conflict(format!(
+        Some(socket) if !can_ask => Err(config::Error::Conflict(format!(
             "containers.cri = {socket:?} is refused: this monitor was built without `--features cri`"
         ))),
         _ => Ok(()),
@@ -34,7 +38,7 @@ pub struct ContainerFiles {
 /// A runtime that is asked by somebody else.
 #[derive(Debug)]
 pub struct RuntimeService {
-    /// Takes the ids of those to ask for. While it is full, an answer is waited for.
+    /// Takes the ids of those to ask for, until they are answered.
     pub ask: mpsc::Sender<Vec<Arc<str>>>,
     /// What it told of those that it knows.
     pub told: mpsc::Receiver<Vec<FoundContainer>>,
@@ -49,7 +53,7 @@ impl ContainerFiles {
         Self { places, service: None }
     }
 
-    /// From now on asks a runtime for those whose pod no file tells.
+    /// From now on asks a runtime for those whose pod, or image, no file tells.
     pub fn ask(&mut self, service: RuntimeService) {
         self.service = Some(service);
     }
@@ -57,14 +61,19 @@ impl ContainerFiles {
     /// What is told of each of these ids, which may be nothing; and what the runtime told of those asked for before.
     pub fn find(&mut self, ids: &[Arc<str>]) -> Vec<FoundContainer> {
         let mut found = self.find_in_files(ids);
-        if let Some(service) = &mut self.service {
-            let unknown = found.iter().filter(|found| found.pod.is_none()).map(|found| Arc::clone(&found.id));
-            let unknown: Vec<_> = unknown.collect();
-            if !unknown.is_empty() {
-                // While it has not answered the last question, this one is dropped: they will be looked for again.
-                let _ = service.ask.try_send(unknown);
+        let Some(service) = &mut self.service else { return found };
+        let is_open = |found: &&FoundContainer| found.pod.is_none() || found.image.is_none();
+        let open: Vec<_> = found.iter().filter(is_open).map(|found| Arc::clone(&found.id)).collect();
+        let is_closed = !open.is_empty() && matches!(service.ask.try_send(open), Err(TrySendError::Closed(_)));
+        for told in iter::from_fn(|| service.told.try_recv().ok()).flatten() {
+            match found.iter_mut().find(|found| found.id == told.id) {
+                Some(known) => *known = told.or(mem::take(known)),
+                None => found.push(told),
             }
-            found.extend(std::iter::from_fn(|| service.told.try_recv().ok()).flatten());
+        }
+        if is_closed {
+            log::error!("containers.cri: nobody asks any more; from now on names come from files alone");
+            self.service = None;
         }
         found
     }
@@ -116,7 +125,7 @@ fn complete<'a>(found: impl Iterator<Item = &'a mut FoundContainer>, list: &Hash
     for found in found {
         if let Some(told) = list.get(&*found.id) {
             let told = FoundContainer { id: Arc::clone(&found.id), ..told.clone() };
-            *found = told.or(std::mem::take(found));
+            *found = told.or(mem::take(found));
         }
     }
 }
@@ -230,9 +239,12 @@ fn log_link(name: &str) -> Option<(String, FoundContainer)> {
     names.next().is_none().then(|| (id.to_owned(), told))
 }
 
-/// A text that is not empty.
+/// Longer names are none: those of Kubernetes have 253 bytes at most, an image with its digest some more.
+const NAME_BYTES_MAX: usize = 1024;
+
+/// A text that is a name.
 pub(super) fn known(text: &str) -> Option<String> {
-    (!text.is_empty()).then(|| text.to_owned())
+    (!text.is_empty() && text.len() <= NAME_BYTES_MAX).then(|| text.to_owned())
 }
 
 fn read_json<T: DeserializeOwned>(file: &Path) -> Option<T> {
@@ -388,29 +400,37 @@ mod tests {
     #[test]
     fn a_runtime_can_be_asked_where_that_was_built_in() {
         let default = config::Config::default().containers;
-        assert!(check(&default).is_ok());
-        let refused = check(&Containers { cri: Some("/run/cri.sock".to_owned()), ..default });
-        assert_eq!(refused.is_ok(), cfg!(feature = "cri"));
+        assert!(check_for(&default, false).is_ok());
+        let asking = Containers { cri: Some("/run/cri.sock".to_owned()), ..default };
+        assert!(check_for(&asking, true).is_ok());
+        let refused = check_for(&asking, false).unwrap_err().to_string();
+        assert!(refused.contains("--features cri"), "{refused}");
     }
 
     #[test]
-    fn a_runtime_is_asked_for_those_whose_pod_no_file_tells_and_nobody_waits_for_it() {
-        let host = Host::with(&[("logs/web-0_shop_nginx-ID.log", "")]);
+    fn a_runtime_is_asked_for_what_no_file_tells_and_its_answer_is_added() {
+        let bundle = r#"{"annotations":{"io.kubernetes.cri.container-name":"redis","io.kubernetes.cri.image-name":"redis:7",
+            "io.kubernetes.cri.sandbox-name":"cache-0"}}"#;
+        let host = Host::with(&[("logs/web-0_shop_nginx-ID.log", ""), ("tasks/k8s.io/complete/config.json", bundle)]);
         let mut files = host.files();
         let ((ask, mut asked), (tell, told)) = (mpsc::channel(1), mpsc::channel(1));
         files.ask(RuntimeService { ask, told });
-        let ids = [ID, OTHER].map(Arc::from);
+        let ids = [ID, OTHER, "complete"].map(Arc::from);
         let names = |found: Vec<FoundContainer>| found.into_iter().map(|found| found.name).collect::<Vec<_>>();
-        assert_eq!(names(files.find(&ids)), [text("nginx"), None]);
-        assert_eq!(names(files.find(&ids)), [text("nginx"), None], "the runtime is busy");
-        assert_eq!(asked.try_recv(), Ok(vec![Arc::from(OTHER)]));
-        assert!(asked.try_recv().is_err(), "one question at a time");
-        let answer = FoundContainer { id: OTHER.into(), name: text("redis"), ..FoundContainer::default() };
-        tell.try_send(vec![answer]).unwrap();
-        assert_eq!(names(files.find(&[])), [text("redis")]);
+        assert_eq!(names(files.find(&ids)), [text("nginx"), None, text("redis")]);
+        // The link tells no image, and of the other one nothing is told.
+        assert_eq!(asked.try_recv(), Ok([ID, OTHER].map(Arc::from).to_vec()));
+        let image = FoundContainer { id: ID.into(), image: text("nginx:1.27"), ..FoundContainer::default() };
+        let late = FoundContainer { id: OTHER.into(), name: text("late"), ..FoundContainer::default() };
+        tell.try_send(vec![image, late]).unwrap();
+        let found = files.find(&ids[..1]);
+        assert_eq!((&found[0].name, &found[0].image), (&text("nginx"), &text("nginx:1.27")));
+        assert_eq!((found.len(), &found[1].name), (2, &text("late")));
         assert!(files.find(&[]).is_empty());
         drop((asked, tell));
-        assert_eq!(names(files.find(&ids)), [text("nginx"), None], "it has ended");
+        for _ in 0..2 {
+            assert_eq!(names(files.find(&ids)), [text("nginx"), None, text("redis")], "it has ended");
+        }
     }
 
     #[test]

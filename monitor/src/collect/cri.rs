@@ -8,7 +8,12 @@ use crate::{sample::FoundContainer, units::show_duration};
 use anyhow::{Context as _, Result, anyhow};
 use hyper::http::uri::PathAndQuery;
 use prost::Message;
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    iter,
+    sync::Arc,
+    time::Duration,
+};
 use tokio::{runtime::Handle, sync::mpsc, time::timeout};
 use tonic::{
     Request,
@@ -19,21 +24,43 @@ use tonic_prost::ProstCodec;
 
 /// How long a runtime may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Longer answers are refused. A container takes some 2 KiB, with its annotations.
+/// Time from a question that was not answered to the next, unless somebody new is to be asked for.
+const RETRY: Duration = Duration::from_secs(10);
+/// Containers that may wait for an answer; a node of Kubernetes has some hundreds.
+const OPEN_MAX: usize = 4096;
+/// So many are asked for one by one; for more, everything is listed.
+const ASKED_SINGLY: usize = 8;
+/// Longer answers are refused. A container takes some 2 KiB, and as much more as its pod has annotations.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
 /// Begins to ask the runtime at this socket: a path, which may begin with unix:// as the kubelet has it.
 pub fn start(socket: &str, servers: &Handle) -> RuntimeService {
     let socket = socket.strip_prefix("unix://").unwrap_or(socket).to_owned();
-    let ((ask, asked), (tell, told)) = (mpsc::channel(1), mpsc::channel(1));
+    let ((ask, asked), (tell, told)) = (mpsc::channel(64), mpsc::channel(1));
     servers.spawn(answer(Asker { socket, patience: PATIENCE, failing: false }, asked, tell));
     RuntimeService { ask, told }
 }
 
+/// Ends when nobody asks any more.
 async fn answer(mut asker: Asker, mut asked: mpsc::Receiver<Vec<Arc<str>>>, tell: mpsc::Sender<Vec<FoundContainer>>) {
-    while let Some(ids) = asked.recv().await {
-        if tell.send(asker.find(&ids).await).await.is_err() {
-            return;
+    let mut open = BTreeSet::new();
+    loop {
+        let ids = if open.is_empty() {
+            asked.recv().await
+        } else {
+            timeout(RETRY, asked.recv()).await.unwrap_or_else(|_| Some(Vec::new()))
+        };
+        let Some(ids) = ids else { return };
+        open.extend(ids.into_iter().chain(iter::from_fn(|| asked.try_recv().ok()).flatten()));
+        while open.len() > OPEN_MAX {
+            open.pop_last();
+        }
+        let ids: Vec<_> = open.iter().cloned().collect();
+        if let Some(found) = asker.find(&ids).await {
+            open.clear();
+            if tell.send(found).await.is_err() {
+                return;
+            }
         }
     }
 }
@@ -46,42 +73,48 @@ struct Asker {
 }
 
 impl Asker {
-    /// What the runtime knows of these containers; nothing when it does not answer.
-    async fn find(&mut self, ids: &[Arc<str>]) -> Vec<FoundContainer> {
+    /// What the runtime knows of these containers; none when it does not answer.
+    async fn find(&mut self, ids: &[Arc<str>]) -> Option<Vec<FoundContainer>> {
         let answer = timeout(self.patience, self.ask(ids)).await;
         let answer = answer.unwrap_or_else(|_| Err(anyhow!("no answer within {}", show_duration(self.patience))));
-        let socket = &self.socket;
-        match (answer, self.failing) {
-            (Ok(found), false) => found,
-            (Ok(found), true) => {
-                log::info!("containers.cri: {socket} answers again");
-                self.failing = false;
-                found
-            }
-            (Err(_), true) => Vec::new(),
-            (Err(error), false) => {
+        let (socket, was_failing) = (&self.socket, self.failing);
+        self.failing = answer.is_err();
+        match &answer {
+            Ok(_) if was_failing => log::info!("containers.cri: {socket} answers again"),
+            Err(error) if !was_failing => {
                 log::warn!("containers.cri: {socket}: {error:#}; until it answers, names come from files alone");
-                self.failing = true;
-                Vec::new()
             }
+            _ => {}
         }
+        answer.ok()
     }
 
     async fn ask(&self, ids: &[Arc<str>]) -> Result<Vec<FoundContainer>> {
         let mut service = self.connect().await?;
-        // Mostly there is one, and a runtime may have hundreds.
-        let only = if let [id] = ids { Some(&**id) } else { None };
-        let containers: Containers = list(&mut service, "/runtime.v1.RuntimeService/ListContainers", only).await?;
-        let containers = containers.containers;
-        let only_pod = only.map(|id| containers.first().map_or(id, |container| &container.pod_id));
-        let pods: Pods = list(&mut service, "/runtime.v1.RuntimeService/ListPodSandbox", only_pod).await?;
-        Ok(tell(ids, containers, pods.pods))
+        let singly = ids.len() <= ASKED_SINGLY;
+        let (mut containers, mut pods) = (Vec::new(), Vec::new());
+        for only in filters(singly, ids.iter().map(|id| &**id)) {
+            let list: Containers = list(&mut service, "/runtime.v1.RuntimeService/ListContainers", only).await?;
+            containers.extend(list.containers);
+        }
+        let pod_of =
+            |id: &'_ str| containers.iter().find(|container| container.id == id).map(|container| &*container.pod_id);
+        for only in filters(singly, ids.iter().map(|id| pod_of(id).unwrap_or(id))) {
+            let list: Pods = list(&mut service, "/runtime.v1.RuntimeService/ListPodSandbox", only).await?;
+            pods.extend(list.pods);
+        }
+        Ok(tell(ids, containers, pods))
     }
 
     async fn connect(&self) -> Result<Grpc<Channel>> {
         let channel = Endpoint::from_shared(format!("unix://{}", self.socket))?.connect().await?;
         Ok(Grpc::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX))
     }
+}
+
+/// What to ask for: each of these, or everything.
+fn filters<'a>(singly: bool, ids: impl Iterator<Item = &'a str>) -> Vec<Option<&'a str>> {
+    if singly { ids.collect::<BTreeSet<_>>().into_iter().map(Some).collect() } else { vec![None] }
 }
 
 async fn list<Answer: Message + Default + 'static>(
@@ -242,6 +275,20 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_what_the_pods_specification_says_where_that_is_passed_on() {
+        // As a runtime writes it: field 1 and field 18, both with a length.
+        let image = [&b"\x0a\x0bsha256:9c7a"[..], &b"\x92\x01\x0anginx:1.27"[..]].concat();
+        assert_eq!(Image::decode(&image[..]).unwrap().name().as_deref(), Some("nginx:1.27"));
+        assert_eq!(Image::decode(&image[..13]).unwrap().name().as_deref(), Some("sha256:9c7a"));
+    }
+
+    #[test]
+    fn few_are_asked_for_one_by_one_and_each_pod_once() {
+        assert_eq!(filters(true, ["b", "a", "b"].into_iter()), [Some("a"), Some("b")]);
+        assert_eq!(filters(false, ["b", "a", "b"].into_iter()), [None]);
+    }
+
+    #[test]
     fn who_is_not_there_or_hangs_tells_nothing_and_that_is_said_once() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let directory = tempfile::tempdir().unwrap();
@@ -252,7 +299,7 @@ mod tests {
             asker.failing = false;
             log_lines::during(|| {
                 for _ in 0..2 {
-                    assert!(runtime.block_on(asker.find(&["a".into()])).is_empty());
+                    assert_eq!(runtime.block_on(asker.find(&["a".into()])), None);
                 }
             })
         };

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Container {
     /// Its id: 64 hexadecimal digits.
     pub id: std::sync::Arc<str>,
-    /// Who runs it; none where neither path nor files tell.
+    /// Who runs it; none where nobody tells.
     pub runtime: Option<Runtime>,
     /// Its name; none where it has none, or none was found.
     pub name: Option<String>,
@@ -42,7 +42,7 @@ impl Container {
         innermost
     }
 
-    /// Takes in what was found in files. What the path has told stays.
+    /// Takes in what was found. What the path has told stays.
     pub(super) fn learn(&mut self, found: &FoundContainer) {
         let FoundContainer { id: _, runtime, name, pod, namespace, pod_uid, image } = found.clone();
         self.runtime = self.runtime.or(runtime);

@@ -10,6 +10,7 @@ use tests::{
 };
 
 const CGROUPS: u64 = 1000;
+/// Two after the first: one of them must be without growth.
 const ROUNDS: usize = 3;
 /// Pages that the one process of each touches.
 const PAGES: u64 = 20;

@@ -5,6 +5,7 @@
 mod agent;
 mod agent_process;
 mod crowd;
+mod loopback;
 mod population;
 mod probes;
 mod recording;

@@ -1,8 +1,9 @@
-//! `cargo xtask bench turns`: what redis-benchmark loses while the kernel programs are attached, which takes turns with not
-//! being attached ten times a second: what a machine does by itself meanwhile, and is often more than what is sought, changes
-//! less between two neighbours that are so near.
+//! `cargo xtask bench turns`: what a load loses while the kernel programs are attached, which takes turns with not being
+//! attached ten times a second: what a machine does by itself meanwhile, and is often more than what is sought, changes less
+//! between two neighbours that are so near.
 
 use super::{
+    loopback::Loopback,
     scratch::Scratch,
     slowdown::{CONFIDENCE, GOAL_PERCENT, LIMIT_PERCENT, Redis},
     statistics::{median, median_absolute_deviation, median_interval},
@@ -19,12 +20,17 @@ use std::{
 /// Measure what redis-benchmark loses while the kernel programs are attached, in turns of a tenth of a second
 ///
 /// A server and its client run on, and the server's own count of commands says how fast they go while the programs are attached
-/// and while they are not. The agent's own processor time is not in it: `bench agent` tells that. Fails above 1 %.
+/// and while they are not; or one thread is both ends of TCP connections, and its processor time is told. Connections are accepted
+/// while the programs are attached, which count no others. The agent's own processor time is not in it: `bench agent` tells
+/// that. Fails above 1 %.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Pairs of turns
     #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
+    /// What loses
+    #[arg(long, value_enum, default_value_t = LoadKind::Redis)]
+    load: LoadKind,
     /// Take the programs of one source only
     #[arg(long, value_name = "SOURCE")]
     only: Option<String>,
@@ -36,6 +42,37 @@ pub(crate) struct Options {
     json: bool,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum LoadKind {
+    /// redis-benchmark's GET against redis-server
+    Redis,
+    /// One thread that is both ends of TCP connections
+    Loopback,
+}
+
+impl LoadKind {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Redis => "redis-benchmark",
+            Self::Loopback => "a loopback round trip",
+        }
+    }
+}
+
+enum Load {
+    Redis(Redis),
+    Loopback(Loopback),
+}
+
+impl Load {
+    fn nanoseconds_each(&mut self, window: Duration) -> Result<f64> {
+        match self {
+            Self::Redis(redis) => redis.nanoseconds_each(window),
+            Self::Loopback(loopback) => loopback.nanoseconds_each(window),
+        }
+    }
+}
+
 /// How long the pace is taken.
 const WINDOW: Duration = Duration::from_millis(100);
 /// After each change, until caches and branch predictors know what is run now.
@@ -44,13 +81,17 @@ const SETTLING_TIME: Duration = Duration::from_millis(20);
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut programs = Programs::load(options.only.as_deref(), options.empty)?;
     let scratch = Scratch::new("bench-turns")?;
-    let mut redis = Redis::start(scratch.path())?;
+    programs.set(true)?;
+    let mut load = match options.load {
+        LoadKind::Redis => Load::Redis(Redis::start(scratch.path())?),
+        LoadKind::Loopback => Load::Loopback(Loopback::start()?),
+    };
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs {
         for attached in [pair % 2 == 0, pair % 2 != 0] {
             programs.set(attached)?;
             std::thread::sleep(SETTLING_TIME);
-            let nanoseconds = redis.nanoseconds_each(WINDOW)?;
+            let nanoseconds = load.nanoseconds_each(WINDOW)?;
             if attached { &mut with } else { &mut without }.push(nanoseconds);
         }
         if (pair + 1) % 50 == 0 {
@@ -63,16 +104,18 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let deviation = median_absolute_deviation(&slowdowns);
     if options.json {
         let told = json!({
-            "programs": programs.count, "pairs": slowdowns.len(), "request_ns": median(&without),
+            "load": options.load.name(), "programs": programs.count, "empty": options.empty, "pairs": slowdowns.len(), "request_ns": median(&without),
             "slowdown_median_percent": slowdown, "slowdown_deviation_percent": deviation,
             "slowdown_interval_percent": [low, high], "limit_percent": LIMIT_PERCENT, "goal_percent": GOAL_PERCENT,
         });
         println!("{told:#}");
     } else {
         println!(
-            "redis-benchmark with {} programs attached: {slowdown:+.2} % by the median of {} pairs (95 %: {low:+.2} … {high:+.2}; \
-             deviation {deviation:.2}) of {:.0} ns a request; limit {LIMIT_PERCENT} %, goal {GOAL_PERCENT} %",
+            "{} with {} {}programs attached: {slowdown:+.2} % by the median of {} pairs (95 %: {low:+.2} … {high:+.2}; deviation \
+             {deviation:.2}) of {:.0} ns a request; limit {LIMIT_PERCENT} %, goal {GOAL_PERCENT} %",
+            options.load.name(),
             programs.count,
+            if options.empty { "empty " } else { "" },
             slowdowns.len(),
             median(&without),
         );
