@@ -52,8 +52,10 @@ fn main() -> Result<()> {
             "detach" => attached.clear(),
             other => bail!("no such command: {other}"),
         }
-        println!();
-        io::stdout().flush()?;
+        // Who measures may have seen enough.
+        if writeln!(io::stdout()).and_then(|()| io::stdout().flush()).is_err() {
+            break;
+        }
     }
     drop(attached);
     Ok(())
