@@ -6,6 +6,8 @@ use serde_json::Value;
 use std::{
     io::{BufRead as _, BufReader, Write as _},
     process::{Child, Command, Stdio},
+    thread::sleep,
+    time::Duration,
 };
 use tests::{
     Agent, Cgroup, Machine, Podman, Server,
@@ -45,7 +47,7 @@ fn tree(agent: &Agent, root: u32) -> Result<Option<Value>> {
 /// Waits until the agent and psutil agree on a tree of `processes` at rest, and on each of them; gives the tree.
 fn agreed(agent: &Agent, root: u32, processes: usize) -> Result<Value> {
     let mut apart = String::from("nothing was compared");
-    // What a process at rest shares changes when others come and go, and is seen when it is refreshed: every 30 s, on a budget.
+    // Splitting has a five-hundredth of all time, for everybody on the machine.
     let agreed = wait_until("what psutil says", 3 * PATIENCE, || {
         let oracle = psutil(root)?;
         if oracle.len() != processes {
@@ -119,8 +121,17 @@ fn uvicorn_with_workers_of_its_own_is_what_psutil_says() -> Result<()> {
 /// A server with so many children, compared with psutil's account of it.
 fn is_what_psutil_says(start: impl FnOnce() -> Result<Server>, rule: &str, children: u32) -> Result<()> {
     let _machine = Machine::claim()?;
-    let agent = Agent::start(&[])?;
     let server = start()?;
+    // What a process at rest shares changes as others come up, which is told anew at its next turn only: that may take minutes.
+    let mut before = Vec::new();
+    wait_until("the server to be up", PATIENCE, || {
+        sleep(Duration::from_secs(1));
+        let now: Vec<_> = psutil(server.pid())?.into_iter().map(|(pid, told)| (pid, told["unique"].clone())).collect();
+        let is_up = now.len() == children as usize + 1 && now == before;
+        before = now;
+        Ok(is_up.then_some(()))
+    })?;
+    let agent = Agent::start(&[])?;
     let tree = agreed(&agent, server.pid(), children as usize + 1)?;
     expect::exactly("rule", json::text(&tree, "rule")?, rule)?;
     expect::exactly("workers", json::count(&tree, "workers")?, children.into())?;
@@ -208,7 +219,7 @@ fn a_cgroup_under_stress_is_what_its_files_say() -> Result<()> {
     };
     agent.settle()?;
     let (theirs, ours) = (spent()?, of_tree()?);
-    std::thread::sleep(std::time::Duration::from_secs(4));
+    sleep(Duration::from_secs(4));
     agent.settle()?;
     let (theirs, ours) = (spent()? - theirs, of_tree()? - ours);
     // Each reading may be a tick old.
