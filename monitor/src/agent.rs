@@ -15,7 +15,7 @@ use crate::{
     collect::{
         Collector,
         cgroup::CgroupFiles,
-        container::{self, ContainerFiles},
+        container::{self, ContainerNames},
         cost::CostMeter,
         descriptors::{self, Budget, Reserve, Want},
         gpu::GpuReader,
@@ -126,7 +126,7 @@ async fn run_until(mut end: End, config: Config, claims: Claims, servers: &Handl
 
     #[cfg(feature = "cri")]
     if let Some(socket) = &config.containers.cri {
-        agent.containers.ask(cri::start(socket, servers));
+        agent.containers.also_ask(cri::start(socket, servers));
     }
 
     let snapshot = Arc::new(agent.begin());
@@ -200,7 +200,7 @@ struct Agent {
     collector: Collector,
     cgroups: CgroupFiles,
     node: Node,
-    containers: ContainerFiles,
+    containers: ContainerNames,
     model: Model,
     meter: CostMeter,
     gpus: GpuReader,
@@ -252,7 +252,7 @@ impl Agent {
         Ok(Self {
             collector,
             cgroups: CgroupFiles::new(facts.cgroup.clone()),
-            containers: ContainerFiles::new(config.containers.clone()),
+            containers: ContainerNames::new(config.containers.clone()),
             // After all that is opened for good.
             node: Node::new(polled, &facts.cgroup, &Budget::of_process()),
             model: Model::new(since, retention, facts.cgroup.name(), config.entry_points.clone())

@@ -108,30 +108,33 @@ fn difference(agent: &Agent, tree: &Value, oracle: &[(u32, Value)]) -> Result<Op
 #[test]
 fn gunicorn_with_uvicorn_workers_is_what_psutil_says() -> Result<()> {
     const WORKERS: u32 = 2;
-    is_what_psutil_says(|| Server::gunicorn(WORKERS), "gunicorn", WORKERS)
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let server = Server::gunicorn(WORKERS)?;
+    is_what_psutil_says(agent, server, "gunicorn", WORKERS)
 }
 
 #[test]
 fn uvicorn_with_workers_of_its_own_is_what_psutil_says() -> Result<()> {
     const WORKERS: u32 = 2;
     // multiprocessing has a child of its own, which cleans up after the others.
-    is_what_psutil_says(|| Server::uvicorn(WORKERS), "uvicorn", WORKERS + 1)
-}
-
-/// A server with so many children, compared with psutil's account of it.
-fn is_what_psutil_says(start: impl FnOnce() -> Result<Server>, rule: &str, children: u32) -> Result<()> {
+    const CHILDREN: u32 = WORKERS + 1;
     let _machine = Machine::claim()?;
-    let server = start()?;
-    // What a process at rest shares changes as others come up, which is told anew at its next turn only: that may take minutes.
+    let server = Server::uvicorn(WORKERS)?;
+    // What its children share with those that come up later is told anew at their next turn only: that may take minutes.
     let mut before = Vec::new();
     wait_until("the server to be up", PATIENCE, || {
         sleep(Duration::from_secs(1));
         let now: Vec<_> = psutil(server.pid())?.into_iter().map(|(pid, told)| (pid, told["unique"].clone())).collect();
-        let is_up = now.len() == children as usize + 1 && now == before;
+        let is_up = now.len() == CHILDREN as usize + 1 && now == before;
         before = now;
         Ok(is_up.then_some(()))
     })?;
-    let agent = Agent::start(&[])?;
+    is_what_psutil_says(Agent::start(&[])?, server, "uvicorn", CHILDREN)
+}
+
+/// A server with so many children, compared with psutil's account of it.
+fn is_what_psutil_says(agent: Agent, server: Server, rule: &str, children: u32) -> Result<()> {
     let tree = agreed(&agent, server.pid(), children as usize + 1)?;
     expect::exactly("rule", json::text(&tree, "rule")?, rule)?;
     expect::exactly("workers", json::count(&tree, "workers")?, children.into())?;

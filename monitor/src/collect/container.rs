@@ -1,4 +1,5 @@
-//! Names of containers, out of the files that runtimes and the kubelet keep about them. Read when a container appears.
+//! Names of containers, out of the files that runtimes and the kubelet keep about them, and of a runtime itself. Looked for
+//! when a container appears.
 //!
 //! A file that is not there, not yet or not any more, tells nothing; so does one that cannot be read or understood. Where a
 //! runtime is to be asked for what they leave open, its answer is taken when it is there: nobody waits.
@@ -28,9 +29,9 @@ fn check_for(config: &Containers, can_ask: bool) -> Result<(), config::Error> {
     }
 }
 
-/// The files that know containers' names, and the runtime that is asked where they do not.
+/// Finds names in files, and by a runtime where they do not tell.
 #[derive(Debug)]
-pub struct ContainerFiles {
+pub struct ContainerNames {
     places: Containers,
     service: Option<RuntimeService>,
 }
@@ -47,14 +48,14 @@ pub struct RuntimeService {
 /// Larger files are not read. A container's own has some 20 KiB, a storage's list 500 bytes for each container.
 const FILE_BYTES_MAX: u64 = 8 << 20;
 
-impl ContainerFiles {
+impl ContainerNames {
     /// In these places.
     pub fn new(places: Containers) -> Self {
         Self { places, service: None }
     }
 
     /// From now on asks a runtime for those whose pod, or image, no file tells.
-    pub fn ask(&mut self, service: RuntimeService) {
+    pub fn also_ask(&mut self, service: RuntimeService) {
         self.service = Some(service);
     }
 
@@ -62,7 +63,8 @@ impl ContainerFiles {
     pub fn find(&mut self, ids: &[Arc<str>]) -> Vec<FoundContainer> {
         let mut found = self.find_in_files(ids);
         let Some(service) = &mut self.service else { return found };
-        let is_open = |found: &&FoundContainer| found.pod.is_none() || found.image.is_none();
+        // A pod's first container has neither name nor image.
+        let is_open = |found: &&FoundContainer| found.pod.is_none() || found.name.is_some() && found.image.is_none();
         let open: Vec<_> = found.iter().filter(is_open).map(|found| Arc::clone(&found.id)).collect();
         let is_closed = !open.is_empty() && matches!(service.ask.try_send(open), Err(TrySendError::Closed(_)));
         for told in iter::from_fn(|| service.told.try_recv().ok()).flatten() {
@@ -152,8 +154,8 @@ fn docker_config(file: &Path) -> Option<FoundContainer> {
     let labelled = annotated(&config.labels.unwrap_or_default());
     let own = FoundContainer {
         runtime: Some(Runtime::Docker),
-        name: Some(name.trim_start_matches('/').to_owned()),
-        image: config.image,
+        name: known(name.trim_start_matches('/')),
+        image: config.image.as_deref().and_then(known),
         ..FoundContainer::default()
     };
     Some(labelled.or(own))
@@ -216,7 +218,7 @@ impl StoredContainer {
     fn told(self) -> (String, FoundContainer) {
         let metadata = self.metadata.and_then(|text| serde_json::from_str::<StoredMetadata>(&text).ok());
         let told = FoundContainer {
-            name: self.names.into_iter().flatten().next(),
+            name: self.names.into_iter().flatten().find_map(|name| known(&name)),
             image: metadata.and_then(|metadata| known(&metadata.image?)),
             ..FoundContainer::default()
         };
@@ -282,7 +284,7 @@ mod tests {
             self.root.path().join(below)
         }
 
-        fn files(&self) -> ContainerFiles {
+        fn files(&self) -> ContainerNames {
             let places = Containers {
                 names: true,
                 logs: self.path("logs"),
@@ -292,7 +294,7 @@ mod tests {
                 storage_run: self.path("run"),
                 cri: None,
             };
-            ContainerFiles::new(places)
+            ContainerNames::new(places)
         }
 
         fn find(&self, ids: &[&str]) -> Vec<FoundContainer> {
@@ -411,13 +413,18 @@ mod tests {
     fn a_runtime_is_asked_for_what_no_file_tells_and_its_answer_is_added() {
         let bundle = r#"{"annotations":{"io.kubernetes.cri.container-name":"redis","io.kubernetes.cri.image-name":"redis:7",
             "io.kubernetes.cri.sandbox-name":"cache-0"}}"#;
-        let host = Host::with(&[("logs/web-0_shop_nginx-ID.log", ""), ("tasks/k8s.io/complete/config.json", bundle)]);
+        let first = r#"{"annotations":{"io.kubernetes.cri.sandbox-name":"cache-0"}}"#;
+        let host = Host::with(&[
+            ("logs/web-0_shop_nginx-ID.log", ""),
+            ("tasks/k8s.io/complete/config.json", bundle),
+            ("tasks/k8s.io/first/config.json", first),
+        ]);
         let mut files = host.files();
         let ((ask, mut asked), (tell, told)) = (mpsc::channel(1), mpsc::channel(1));
-        files.ask(RuntimeService { ask, told });
-        let ids = [ID, OTHER, "complete"].map(Arc::from);
+        files.also_ask(RuntimeService { ask, told });
+        let ids = [ID, OTHER, "complete", "first"].map(Arc::from);
         let names = |found: Vec<FoundContainer>| found.into_iter().map(|found| found.name).collect::<Vec<_>>();
-        assert_eq!(names(files.find(&ids)), [text("nginx"), None, text("redis")]);
+        assert_eq!(names(files.find(&ids)), [text("nginx"), None, text("redis"), None]);
         // The link tells no image, and of the other one nothing is told.
         assert_eq!(asked.try_recv(), Ok([ID, OTHER].map(Arc::from).to_vec()));
         let image = FoundContainer { id: ID.into(), image: text("nginx:1.27"), ..FoundContainer::default() };
@@ -429,7 +436,7 @@ mod tests {
         assert!(files.find(&[]).is_empty());
         drop((asked, tell));
         for _ in 0..2 {
-            assert_eq!(names(files.find(&ids)), [text("nginx"), None, text("redis")], "it has ended");
+            assert_eq!(names(files.find(&ids)), [text("nginx"), None, text("redis"), None], "it has ended");
         }
     }
 
@@ -438,6 +445,6 @@ mod tests {
         let host = Host::with(&[("logs/web-0_shop_nginx-ID.log", "")]);
         assert!(!host.one().tells_nothing());
         let places = Containers { names: false, logs: host.path("logs"), ..config::Config::default().containers };
-        assert!(ContainerFiles::new(places).find(&[ID.into()])[0].tells_nothing());
+        assert!(ContainerNames::new(places).find(&[ID.into()])[0].tells_nothing());
     }
 }

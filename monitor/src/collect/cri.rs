@@ -92,18 +92,16 @@ impl Asker {
     async fn ask(&self, ids: &[Arc<str>]) -> Result<Vec<FoundContainer>> {
         let mut service = self.connect().await?;
         let singly = ids.len() <= ASKED_SINGLY;
-        let (mut containers, mut pods) = (Vec::new(), Vec::new());
+        let (mut containers, mut pods) = (HashMap::new(), Vec::new());
         for only in filters(singly, ids.iter().map(|id| &**id)) {
             let list: Containers = list(&mut service, "/runtime.v1.RuntimeService/ListContainers", only).await?;
-            containers.extend(list.containers);
+            containers.extend(list.containers.into_iter().map(|container| (container.id.clone(), container)));
         }
-        let pod_of =
-            |id: &'_ str| containers.iter().find(|container| container.id == id).map(|container| &*container.pod_id);
-        for only in filters(singly, ids.iter().map(|id| pod_of(id).unwrap_or(id))) {
+        for only in filters(singly, ids.iter().map(|id| pod_of(id, &containers))) {
             let list: Pods = list(&mut service, "/runtime.v1.RuntimeService/ListPodSandbox", only).await?;
             pods.extend(list.pods);
         }
-        Ok(tell(ids, containers, pods))
+        Ok(tell(ids, &containers, pods))
     }
 
     async fn connect(&self) -> Result<Grpc<Channel>> {
@@ -129,13 +127,17 @@ async fn list<Answer: Message + Default + 'static>(
     Ok(answer.await.context(method)?.into_inner())
 }
 
+/// The pod that a container is in, or that it keeps.
+fn pod_of<'a>(id: &'a str, containers: &'a HashMap<String, Container>) -> &'a str {
+    containers.get(id).map_or(id, |container| &container.pod_id)
+}
+
 /// What is told of each of these ids that the runtime knows. The container that keeps a pod is known as the pod alone.
-fn tell(ids: &[Arc<str>], containers: Vec<Container>, pods: Vec<Pod>) -> Vec<FoundContainer> {
-    let containers: HashMap<_, _> = containers.into_iter().map(|container| (container.id.clone(), container)).collect();
+fn tell(ids: &[Arc<str>], containers: &HashMap<String, Container>, pods: Vec<Pod>) -> Vec<FoundContainer> {
     let pods: HashMap<_, _> = pods.into_iter().map(|pod| (pod.id, pod.metadata.unwrap_or_default())).collect();
     let of = |id: &Arc<str>| {
         let container = containers.get(&**id);
-        let pod = pods.get(container.map_or(&**id, |container| &container.pod_id));
+        let pod = pods.get(pod_of(id, containers));
         let told = FoundContainer {
             id: Arc::clone(id),
             name: container.and_then(|container| known(&container.metadata.as_ref()?.name)),
@@ -250,7 +252,8 @@ mod tests {
     fn containers_have_the_names_of_their_pods_and_who_is_unknown_is_not_told() {
         let as_told = Image { image: "sha256:9c7a".to_owned(), user_specified: "nginx:1.27".to_owned() };
         let as_before_1_28 = Image { image: "docker.io/library/redis:7".to_owned(), user_specified: String::new() };
-        let containers = vec![container("a", "p", as_told), container("b", "gone", as_before_1_28)];
+        let containers = [container("a", "p", as_told), container("b", "gone", as_before_1_28)];
+        let containers = containers.map(|container| (container.id.clone(), container)).into();
         let metadata = PodMetadata { name: "web-0".to_owned(), uid: "6f1d".to_owned(), namespace: "shop".to_owned() };
         let pods = vec![Pod { id: "p".to_owned(), metadata: Some(metadata) }];
         let ids = ["a", "b", "p", "unknown"].map(Arc::from);
@@ -271,7 +274,7 @@ mod tests {
             },
             FoundContainer { id: "p".into(), ..of_pod },
         ];
-        assert_eq!(tell(&ids, containers, pods), expected);
+        assert_eq!(tell(&ids, &containers, pods), expected);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use std::{
     io::{BufRead as _, BufReader, Lines, Write as _},
+    path::Path,
     process::{Child, ChildStdin, ChildStdout, Stdio},
     time::Duration,
 };
@@ -29,8 +30,8 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 800, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pairs: u32,
     /// What loses
-    #[arg(long, value_enum, default_value_t = LoadKind::Redis)]
-    load: LoadKind,
+    #[arg(long, value_enum, default_value_t = Load::Redis)]
+    load: Load,
     /// Take the programs of one source only
     #[arg(long, value_name = "SOURCE")]
     only: Option<String>,
@@ -43,33 +44,33 @@ pub(crate) struct Options {
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
-enum LoadKind {
+enum Load {
     /// redis-benchmark's GET against redis-server
     Redis,
     /// One thread that is both ends of TCP connections
     Loopback,
 }
 
-impl LoadKind {
+impl Load {
     const fn name(self) -> &'static str {
         match self {
             Self::Redis => "redis-benchmark",
             Self::Loopback => "a loopback round trip",
         }
     }
-}
 
-enum Load {
-    Redis(Redis),
-    Loopback(Loopback),
-}
-
-impl Load {
-    fn nanoseconds_each(&mut self, window: Duration) -> Result<f64> {
-        match self {
-            Self::Redis(redis) => redis.nanoseconds_each(window),
-            Self::Loopback(loopback) => loopback.nanoseconds_each(window),
-        }
+    /// Begins; then tells each time how many nanoseconds a request takes, over so long.
+    fn start(self, directory: &Path) -> Result<Box<dyn FnMut(Duration) -> Result<f64>>> {
+        Ok(match self {
+            Self::Redis => {
+                let mut redis = Redis::start(directory)?;
+                Box::new(move |window| redis.nanoseconds_each(window))
+            }
+            Self::Loopback => {
+                let mut loopback = Loopback::start()?;
+                Box::new(move |window| loopback.nanoseconds_each(window))
+            }
+        })
     }
 }
 
@@ -82,16 +83,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut programs = Programs::load(options.only.as_deref(), options.empty)?;
     let scratch = Scratch::new("bench-turns")?;
     programs.set(true)?;
-    let mut load = match options.load {
-        LoadKind::Redis => Load::Redis(Redis::start(scratch.path())?),
-        LoadKind::Loopback => Load::Loopback(Loopback::start()?),
-    };
+    let mut nanoseconds_each = options.load.start(scratch.path())?;
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for pair in 0..options.pairs {
         for attached in [pair % 2 == 0, pair % 2 != 0] {
             programs.set(attached)?;
             std::thread::sleep(SETTLING_TIME);
-            let nanoseconds = load.nanoseconds_each(WINDOW)?;
+            let nanoseconds = nanoseconds_each(WINDOW)?;
             if attached { &mut with } else { &mut without }.push(nanoseconds);
         }
         if (pair + 1) % 50 == 0 {

@@ -1,7 +1,8 @@
 //! redis-benchmark against a private redis-server: many small requests over loopback, all in memory.
 //!
-//! Both run on through all pairs, and the server's own count of commands says how fast they go. Started anew for each run, the
-//! halves of a pair would differ by where memory lies and by which processor each ended up on as well.
+//! The server runs on, and its own count of commands says how fast they go. Started anew for each run, the halves of a pair would
+//! differ by where its memory lies as well. The client is started anew for each run of [`prepare`], as the agent counts only
+//! connections that were accepted while it was there.
 
 use super::{
     background::{self, Background},
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{Ipv4Addr, TcpStream},
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -25,19 +26,41 @@ const ENDLESS: &str = "2000000000";
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) fn prepare(directory: &Path) -> Result<Workload> {
-    let mut redis = Redis::start(directory)?;
-    Ok(Workload::new(move || Ok(Duration::from_nanos((REQUESTS * redis.nanoseconds_each(WINDOW)?) as u64))))
+    let mut server = Server::start(directory)?;
+    Ok(Workload::new(move || {
+        let _client = server.client()?;
+        Ok(Duration::from_nanos((REQUESTS * server.commands.nanoseconds_each(WINDOW)?) as u64))
+    }))
 }
 
 /// A server and its client, which run on until this is dropped.
 pub(crate) struct Redis {
-    commands: Commands,
     _client: Background,
-    _server: Background,
+    server: Server,
 }
 
 impl Redis {
     pub(crate) fn start(directory: &Path) -> Result<Self> {
+        let mut server = Server::start(directory)?;
+        Ok(Self { _client: server.client()?, server })
+    }
+
+    /// Nanoseconds from one request's answer to the next, over a while.
+    pub(crate) fn nanoseconds_each(&mut self, window: Duration) -> Result<f64> {
+        self.server.commands.nanoseconds_each(window)
+    }
+}
+
+/// A server without a client.
+struct Server {
+    client: PathBuf,
+    port: u16,
+    commands: Commands,
+    _server: Background,
+}
+
+impl Server {
+    fn start(directory: &Path) -> Result<Self> {
         let server = require_program("redis-server", "redis-server")?;
         let client = require_program("redis-benchmark", "redis-tools")?;
         let port = background::free_port()?;
@@ -45,22 +68,16 @@ impl Redis {
         start.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
         start.args(["--daemonize", "no", "--dir"]).arg(directory);
         let server = Background::start(&mut start, libc::SIGTERM, || Commands::of(port).is_ok())?;
-
-        let mut commands = Commands::of(port)?;
-        let mut benchmark = Command::new(client);
-        benchmark.args(["-h", "127.0.0.1", "-p", &port.to_string(), "-q", "-n", ENDLESS, "-t", "get"]);
-        let is_under_way = || commands.done().is_ok_and(|done| done > REQUESTS);
-        let client = Background::start(&mut benchmark, libc::SIGTERM, is_under_way)?;
-        Ok(Self { commands, _client: client, _server: server })
+        Ok(Self { client, port, commands: Commands::of(port)?, _server: server })
     }
 
-    /// Nanoseconds from one request's answer to the next, over a while.
-    pub(crate) fn nanoseconds_each(&mut self, window: Duration) -> Result<f64> {
-        let (before, begun) = (self.commands.done()?, Instant::now());
-        std::thread::sleep(window);
-        let done = self.commands.done()? - before;
-        ensure!(done > 0.0, "redis-benchmark made no request for {window:?}");
-        Ok(begun.elapsed().as_nanos() as f64 / done)
+    /// Starts a client, and waits until it is under way.
+    fn client(&mut self) -> Result<Background> {
+        let mut benchmark = Command::new(&self.client);
+        benchmark.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-q", "-n", ENDLESS, "-t", "get"]);
+        let before = self.commands.done()?;
+        let is_under_way = || self.commands.done().is_ok_and(|done| done > before + REQUESTS);
+        Background::start(&mut benchmark, libc::SIGTERM, is_under_way)
     }
 }
 
@@ -70,6 +87,15 @@ struct Commands {
 }
 
 impl Commands {
+    /// Nanoseconds from one request's answer to the next, over a while.
+    fn nanoseconds_each(&mut self, window: Duration) -> Result<f64> {
+        let (before, begun) = (self.done()?, Instant::now());
+        std::thread::sleep(window);
+        let done = self.done()? - before;
+        ensure!(done > 0.0, "redis-benchmark made no request for {window:?}");
+        Ok(begun.elapsed().as_nanos() as f64 / done)
+    }
+
     fn of(port: u16) -> Result<Self> {
         let connection = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).context("cannot connect to redis-server")?;
         connection.set_read_timeout(Some(PATIENCE)).context("set how long redis-server is waited for")?;
