@@ -1,6 +1,6 @@
 //! Source `lifecycle`: processes and cgroups, from birth to death.
 
-use crate::{Header, Owner, record::Command};
+use crate::{Header, Owner, record::Command, resident::KINDS};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Kinds of this source's records.
@@ -86,7 +86,12 @@ pub struct OomVictim {
     pub owner: Owner,
     /// Its name.
     pub command: Command,
+    /// What it has in memory, by the kinds of [`crate::resident`]; [`UNKNOWN_PAGES`] where the kernel's counters are not known.
+    pub pages: [i64; KINDS],
 }
+
+/// How many pages a victim has where that cannot be told.
+pub const UNKNOWN_PAGES: i64 = -1;
 
 /// Bytes kept of a cgroup's path: systemd's deepest Kubernetes paths take some 230.
 pub const PATH_BYTES: usize = 384;
@@ -118,6 +123,6 @@ pub struct Moved {
 const _: () = assert!(size_of::<Fork>() == 72);
 const _: () = assert!(size_of::<Exec>() == 64 + ARGUMENTS_BYTES);
 const _: () = assert!(size_of::<Exit>() == 64);
-const _: () = assert!(size_of::<OomVictim>() == 56);
+const _: () = assert!(size_of::<OomVictim>() == 56 + 8 * KINDS);
 const _: () = assert!(size_of::<Cgroup>() == 32 + PATH_BYTES);
 const _: () = assert!(size_of::<Moved>() == 40);

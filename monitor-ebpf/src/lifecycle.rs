@@ -10,13 +10,17 @@
 use aya_ebpf::{
     Global,
     cty::c_void,
-    helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
+    helpers::{
+        bpf_probe_read_kernel,
+        generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
+    },
     macros::map,
     maps::RingBuf,
 };
 use monitor_common::{
-    lifecycle::{ARGUMENTS_BYTES, Cgroup, Exec, Exit, Fork, Moved, OomVictim, PATH_BYTES, kind},
+    lifecycle::{ARGUMENTS_BYTES, Cgroup, Exec, Exit, Fork, Moved, OomVictim, PATH_BYTES, UNKNOWN_PAGES, kind},
     limits,
+    resident::{ANON, FILE, SHMEM, SWAP},
 };
 use monitor_ebpf::{
     fields::{self, Kernel},
@@ -145,13 +149,36 @@ fn exit(task: Kernel) -> i32 {
 
 #[inline(always)]
 fn oom_victim(task: Kernel) -> i32 {
-    // SAFETY: a task; the ring's reserved bytes.
+    // SAFETY: a task, and its address space; the ring's reserved bytes.
     ring::send(&MOMENTS, |record: *mut OomVictim| unsafe {
         (*record).header = ring::header(kind::OOM_VICTIM);
         (*record).owner = owner::of(task);
         owner::copy_command(task, &raw mut (*record).command);
+        let memory = task.follow(&fields::TASK_MM);
+        (*record).pages[FILE] = pages(memory, &fields::MM_FILE_PAGES);
+        (*record).pages[ANON] = pages(memory, &fields::MM_ANON_PAGES);
+        (*record).pages[SWAP] = pages(memory, &fields::MM_SWAP_PAGES);
+        (*record).pages[SHMEM] = pages(memory, &fields::MM_SHMEM_PAGES);
     });
     0
+}
+
+/// One of the counters of an address space, which the kernel's own line of the kill is made of. By the helper: the verifier cannot
+/// follow an array of `atomic_long_t`, as there was before Linux 6.2.
+///
+/// # Safety
+/// `memory` must be an `mm_struct`, and `offset` that of a counter in it.
+#[inline(always)]
+unsafe fn pages(memory: Kernel, offset: &Global<u32>) -> i64 {
+    if offset.load() == fields::ABSENT {
+        return UNKNOWN_PAGES;
+    }
+    // SAFETY: the helper checks the address.
+    match unsafe { bpf_probe_read_kernel((memory.0 + u64::from(offset.load())) as *const i64) } {
+        // Kept in parts, so that they can seem to be a few less than none.
+        Ok(pages) => pages.max(0),
+        Err(_) => UNKNOWN_PAGES,
+    }
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 use crate::{
     ids::{CgroupId, ProcessId, Tgid},
+    reading::Resident,
     sample::{Moment, What},
     source::Source,
     time::BootTime,
@@ -11,10 +12,14 @@ use monitor_common::{
     Header,
     address_space::{self, call},
     block_io,
-    lifecycle::{ARGUMENTS_BYTES, Cgroup, Exec, Exit, Fork, Moved, OomVictim, kind},
+    lifecycle::{ARGUMENTS_BYTES, Cgroup, Exec, Exit, Fork, Moved, OomVictim, UNKNOWN_PAGES, kind},
+    resident::{ANON, FILE, KINDS, SHMEM, SWAP},
 };
 use std::{mem::offset_of, sync::Arc};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+/// Bytes of a page.
+const PAGE: u64 = 4096;
 
 /// The moment a record of a source tells of; none when it is too short, too long or of no known kind.
 pub fn moment(source: Source, record: &Bytes) -> Option<Moment> {
@@ -61,7 +66,7 @@ fn lifecycle(code: u32, record: &Bytes) -> Option<What> {
         }
         kind::OOM_VICTIM => {
             let victim = view::<OomVictim>(record)?;
-            What::OomVictim { owner: victim.owner, command: victim.command }
+            What::OomVictim { owner: victim.owner, command: victim.command, resident: resident(victim.pages) }
         }
         kind::MOVED => What::Moved(view::<Moved>(record)?.owner),
         kind::CGROUP_MADE | kind::CGROUP_RENAMED | kind::CGROUP_REMOVED => {
@@ -75,6 +80,18 @@ fn lifecycle(code: u32, record: &Bytes) -> Option<What> {
         }
         _ => return None,
     })
+}
+
+/// Pages of a process, in bytes; none unless all are known.
+fn resident(pages: [i64; KINDS]) -> Option<Resident> {
+    let bytes = pages.map(|pages| pages.max(0) as u64 * PAGE);
+    let resident = Resident {
+        anon_bytes: bytes[ANON],
+        file_bytes: bytes[FILE],
+        shmem_bytes: bytes[SHMEM],
+        swap_bytes: bytes[SWAP],
+    };
+    (!pages.contains(&UNKNOWN_PAGES)).then_some(resident)
 }
 
 /// A record of exactly the right size.
@@ -147,6 +164,24 @@ mod tests {
         assert!(moment(Source::BlockIo, &whole).is_none());
         let strange = Exit { header: header(999), ..Exit::default() };
         assert!(moment(Source::Lifecycle, &Bytes::copy_from_slice(strange.as_bytes())).is_none());
+    }
+
+    #[test]
+    fn what_a_victim_had_in_memory_is_told_whole_or_not_at_all() {
+        let resident = |pages| {
+            let victim = OomVictim { header: header(kind::OOM_VICTIM), pages, ..OomVictim::default() };
+            let record = Bytes::copy_from_slice(victim.as_bytes());
+            match moment(Source::Lifecycle, &record).map(|moment| moment.what) {
+                Some(What::OomVictim { resident, .. }) => resident,
+                other => panic!("{other:?}"),
+            }
+        };
+        let mut pages = [0; KINDS];
+        (pages[FILE], pages[ANON]) = (1, 2);
+        let known = Resident { file_bytes: 4096, anon_bytes: 8192, ..Resident::default() };
+        assert_eq!(resident(pages), Some(known));
+        pages[SWAP] = UNKNOWN_PAGES;
+        assert_eq!(resident(pages), None);
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 
 use crate::{
     ids::{CgroupId, Tgid, Tid},
+    reading::Resident,
     time::BootTime,
 };
 use serde::Serialize;
@@ -65,6 +66,8 @@ pub enum Kind {
         /// Which.
         #[serde(flatten)]
         who: Who,
+        /// What it had in memory then, where the kernel's counters are known.
+        resident: Option<Resident>,
     },
     /// A process was moved to another cgroup.
     Moved {

@@ -7,7 +7,7 @@ use crate::{
     ids::{CgroupId, DeviceId, ProcessId, ProcessKey, Tgid},
     mark::Mark,
     raw,
-    reading::Readings,
+    reading::{Readings, Resident},
     tally::Tally,
     time::BootTime,
 };
@@ -115,6 +115,9 @@ pub enum What {
         owner: Owner,
         /// Its name.
         command: Command,
+        /// What it had in memory then; none where the kernel's counters are not known.
+        #[serde(default)]
+        resident: Option<Resident>,
     },
     /// A process was moved; the owner has the cgroup it is in now.
     Moved(#[serde(with = "raw")] Owner),

@@ -6,7 +6,7 @@ use std::{collections::HashMap, os::unix::fs::symlink, time::Duration};
 use tests::{
     Agent, Cgroup, Machine, Workload, agent,
     clock::{PATIENCE, amount, slowness, wait_until},
-    expect, json, workload,
+    expect, json, proc, workload,
 };
 
 const SHORT_LIVES: u64 = 2000;
@@ -171,6 +171,7 @@ fn the_victim_of_a_cgroup_without_memory_is_named() -> Result<()> {
     let place = |kind: &str| order.iter().position(|event| *event == kind);
     ensure!(place("oom_victim") < place("exit"), "the exit is told before its cause: {order:?}");
     ensure!(json::count(&event, "time_ns")? <= json::count(&exit, "time_ns")?, "{event} is younger than {exit}");
+    check_memory_when_killed(&event, pid)?;
     agent.settle()?;
     let process = agent.process(pid)?;
     expect::exactly("killed for memory", &process["oom_killed"], &Value::Bool(true))?;
@@ -178,6 +179,19 @@ fn the_victim_of_a_cgroup_without_memory_is_named() -> Result<()> {
     // Some 8,192 pages fit.
     expect::between("faults until then", 7_000, all_faults(&process)?, 16_000)?;
     agent.stop()
+}
+
+/// What a victim had in memory, against the line of the kernel's log, which is of the same moment.
+pub(crate) fn check_memory_when_killed(event: &Value, pid: u32) -> Result<()> {
+    // Newer kernels add up what their counters keep apart by CPU: at most 64 pages of each.
+    const APART: u64 = 2 * (64 << 12);
+    let logged = proc::bytes_when_killed(pid)?;
+    for (name, bytes) in ["anon_bytes", "file_bytes", "shmem_bytes"].into_iter().zip(logged) {
+        let told = json::count(event, &format!("resident.{name}"))?;
+        expect::between(&format!("{name} when it was killed"), bytes.saturating_sub(APART), told, bytes + APART)?;
+    }
+    ensure!(logged[0] > 8 << 20, "the victim had next to nothing: {logged:?}");
+    Ok(())
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::fs;
 use tests::{
     Agent, Cgroup, Machine, Workload, agent,
     clock::{PATIENCE, wait_until},
-    expect, json,
+    expect, json, proc,
 };
 
 const MIB: u64 = 1 << 20;
@@ -43,6 +43,10 @@ fn the_limit_that_was_reached_and_who_grew_into_it_are_told() -> Result<()> {
     expect::exactly("bytes of the limit", json::count(&story, "limit.bytes")?, 48 * MIB)?;
     expect::exactly("who grew", json::count(&story, "culprit.pid")?, u64::from(workload.pid()))?;
     expect::exactly("whether it was killed", &story["culprit_was_killed"], &Value::Bool(true))?;
+    // As of the kill, not of the last look.
+    let logged = proc::bytes_when_killed(workload.pid())?.iter().sum::<u64>();
+    let last = json::count(&story, "culprit.last_bytes")?;
+    expect::between("what it had at last", logged.saturating_sub(MIB), last, logged + MIB)?;
     let grown = json::count(&story, "culprit.grown_bytes")?;
     expect::between("how much it grew", 32 * MIB, grown, 64 * MIB)?;
     let alert = json::list(&agent.get("/v1/alerts")?, "alerts")?.iter().find(|a| a["rule"] == "oom_kill").cloned();

@@ -1,7 +1,11 @@
 //! What the kernel's own books say of a process and of the machine: /proc, read by other code than the agent's.
 
 use anyhow::{Context, Result, bail};
-use std::fs;
+use std::{
+    fs::{self, OpenOptions},
+    io::{ErrorKind, Read},
+    os::unix::fs::OpenOptionsExt,
+};
 
 /// Page faults of all threads of a process so far, minor and major: fields 10 and 12 of /proc/PID/stat.
 ///
@@ -11,6 +15,41 @@ pub fn faults(pid: u32) -> Result<u64> {
     let stat = stat(pid)?;
     let fields = fields_after_name(&stat)?;
     Ok(field(&fields, 10)? + field(&fields, 12)?)
+}
+
+/// Bytes of anonymous memory, of files and of shared memory that the kernel's log says a process had when it was killed for want
+/// of memory.
+///
+/// # Errors
+/// The log cannot be read, or has no such line.
+pub fn bytes_when_killed(pid: u32) -> Result<[u64; 3]> {
+    let start = format!("Killed process {pid} (");
+    let log = kernel_log()?;
+    let line =
+        log.lines().rev().find_map(|line| line.split_once(&start)).with_context(|| format!("no line '{start}'"))?.1;
+    let amount = |name: &str| -> Result<u64> {
+        let value =
+            line.split_once(name).and_then(|(_, rest)| rest.split_once("kB")).with_context(|| line.to_owned())?.0;
+        Ok(value.parse::<u64>()? << 10)
+    };
+    Ok([amount("anon-rss:")?, amount("file-rss:")?, amount("shmem-rss:")?])
+}
+
+/// All that is kept of the kernel's log.
+fn kernel_log() -> Result<String> {
+    let mut file =
+        OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg").context("/dev/kmsg")?;
+    let (mut log, mut record) = (String::new(), [0; 8192]);
+    loop {
+        match file.read(&mut record) {
+            Ok(0) => return Ok(log),
+            Ok(bytes) => log += &String::from_utf8_lossy(&record[..bytes]),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(log),
+            // What was next has been overwritten: reading goes on behind it.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            Err(error) => return Err(error).context("cannot read /dev/kmsg"),
+        }
+    }
 }
 
 /// State letter of a process, such as S or Z.

@@ -114,7 +114,7 @@ pub struct Member {
     pub oom_killed: bool,
     /// In memory ten minutes ago, or when it was first looked at since; 0 where it is younger.
     pub first_bytes: u64,
-    /// In memory when it was last looked at.
+    /// In memory when it was last looked at; of a victim, when the kernel chose it.
     pub last_bytes: Option<u64>,
     /// Its faults on fresh pages since the agent started, in bytes: what it touched, though it may have lived too shortly to be
     /// looked at.
@@ -398,8 +398,11 @@ fn push<T>(points: &mut VecDeque<T>, point: T) {
     points.push_back(point);
 }
 
-/// In memory, when it was last looked at; the kernel's word is newer than /proc's, but gone with the process.
+/// In memory, when it was last looked at; the kernel's word is newer than /proc's, but gone with the process unless it was killed.
 fn resident_bytes(process: &Process) -> Option<u64> {
+    if let Some(resident) = process.resident_when_killed {
+        return Some(resident.total_bytes());
+    }
     let by_kernel = process
         .subject
         .resident

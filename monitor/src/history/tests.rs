@@ -7,6 +7,7 @@ use crate::{
     ids::{CgroupId, DeviceId, ProcessId, Tgid},
     mark::Mark,
     model::{Model, Retention, snapshot::Snapshot},
+    reading::Resident,
     sample::{Counters, Found, FoundProcess, Moment, Sample, What},
     source::Source,
     time::BootTime,
@@ -133,7 +134,8 @@ fn moments(second: u64) -> Vec<Moment> {
         What::BlockIo(block_io::Completion { owner: owner(second), device: 254 << 20, ..Default::default() }),
     ];
     if second > 3 {
-        all.push(What::OomVictim { owner: owner(second - 3), command: [0; 16] });
+        let resident = second.is_multiple_of(2).then(|| Resident { anon_bytes: second << 20, ..Resident::default() });
+        all.push(What::OomVictim { owner: owner(second - 3), command: [0; 16], resident });
         all.push(What::Exit { owner: owner(second - 3), wait_status: 9, command: [0; 16] });
         all.push(What::CgroupRemoved(CgroupId(7 + second), format!("/a/{}", second - 3).into()));
     }

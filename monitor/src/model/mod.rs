@@ -372,7 +372,7 @@ impl Model {
                 self.processes.name(id, command);
                 return self.exit(id, moment.time, Some(*wait_status));
             }
-            What::OomVictim { owner, .. } => self.processes.doom(ProcessId::from(owner)),
+            What::OomVictim { owner, resident, .. } => self.processes.doom(ProcessId::from(owner), *resident),
             What::Moved(owner) => self.processes.enter_cgroup(owner, &mut self.cgroups),
             What::CgroupMade(id, path) => self.cgroups.made(*id, path),
             What::CgroupRenamed(id, path) => {

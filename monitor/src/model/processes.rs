@@ -121,6 +121,7 @@ impl Processes {
             subject: Subject::default(),
             usage: None,
             cpu_before_ns: 0,
+            resident_when_killed: None,
         };
         self.begin(process, parent, cgroups);
         if !found.running {
@@ -164,6 +165,7 @@ impl Processes {
             subject: Subject::default(),
             usage: None,
             cpu_before_ns: 0,
+            resident_when_killed: None,
         };
         self.begin(process, Some(parent.key()), cgroups);
     }
@@ -216,9 +218,10 @@ impl Processes {
         }
     }
 
-    /// The kernel will kill this process.
-    pub(super) fn doom(&mut self, id: ProcessId) {
-        if self.contains(id) {
+    /// The kernel will kill this process, which has this in memory.
+    pub(super) fn doom(&mut self, id: ProcessId, resident: Option<reading::Resident>) {
+        if let Some(process) = self.accounts.edit(id.key()) {
+            process.resident_when_killed = resident;
             self.doomed.insert(id.key());
         }
     }

@@ -12,6 +12,7 @@ use crate::{
     gpu::{Gpu, GpuStanding},
     ids::{CgroupId, DeviceId, ProcessId, ProcessKey, Tgid},
     mark::Mark,
+    reading,
     time::BootTime,
 };
 use monitor_common::resident;
@@ -155,6 +156,9 @@ pub struct Process {
     /// CPU time that it had used in other trees before it came into this one, in nanoseconds.
     #[serde(default)]
     pub cpu_before_ns: u64,
+    /// What it had in memory when the kernel chose it to be killed for want of it; none where it was not, or that is not known.
+    #[serde(default)]
+    pub resident_when_killed: Option<reading::Resident>,
 }
 
 impl Process {

@@ -25,7 +25,9 @@ impl Model {
                 let (exit_code, signal) = wait_result(*wait_status);
                 Kind::Exit { who: self.who_is(owner, Some(command)), exit_code, signal }
             }
-            What::OomVictim { owner, command } => Kind::OomVictim { who: self.who_is(owner, Some(command)) },
+            What::OomVictim { owner, command, resident } => {
+                Kind::OomVictim { who: self.who_is(owner, Some(command)), resident: *resident }
+            }
             What::Moved(owner) => Kind::Moved { who: self.who_is(owner, None) },
             What::CgroupMade(id, path) => Kind::CgroupMade { id: *id, path: path.clone() },
             What::CgroupRenamed(id, path) => Kind::CgroupRenamed { id: *id, path: path.clone() },

@@ -230,7 +230,8 @@ fn an_exec_renames_and_a_kill_for_want_of_memory_is_remembered() {
         arguments: bytes::Bytes::from_static(b"python3\0train.py\0"),
         cut: true,
     };
-    let doomed = What::OomVictim { owner: process, command: [0; 16] };
+    let resident = Some(reading::Resident { anon_bytes: 64 << 20, file_bytes: 4096, ..Default::default() });
+    let doomed = What::OomVictim { owner: process, command: [0; 16], resident };
     let taken = model.take(&moments(
         SECOND,
         vec![
@@ -240,13 +241,18 @@ fn an_exec_renames_and_a_kill_for_want_of_memory_is_remembered() {
             exit(SECOND, process, 9),
         ],
     ));
-    let names: Vec<_> =
-        taken.events.iter().map(|event| serde_json::to_value(event).unwrap()["event"].clone()).collect();
+    let events: Vec<_> = taken.events.iter().map(|event| serde_json::to_value(event).unwrap()).collect();
+    let names: Vec<_> = events.iter().map(|event| event["event"].clone()).collect();
     assert_eq!(names, ["fork", "exec", "oom_victim", "exit"]);
+    assert_eq!(
+        (&events[2]["resident"]["anon_bytes"], &events[2]["resident"]["swap_bytes"]),
+        (&(64 << 20).into(), &0.into())
+    );
     let snapshot = snapshot(&mut model, SECOND);
     let process = find(&snapshot, 10);
     assert_eq!((&*process.command, &*process.command_line), ("python3", "python3 train.py…"));
     assert!(matches!(process.state, ProcessState::Exited { oom_killed: true, wait_status: Some(9), .. }));
+    assert_eq!(process.resident_when_killed, resident);
 }
 
 #[test]

@@ -162,6 +162,7 @@ fn process(pid: u32, tree: u32, command: &str, cgroup: Option<&str>, subject: Su
         subject,
         usage: None,
         cpu_before_ns: 0,
+        resident_when_killed: None,
     })
 }
 

@@ -1,6 +1,7 @@
 //! Every rung of every source, forced in turn, tells the same of the same work in every column that it can fill.
 
 use super::expected::Expected;
+use crate::lifecycle::check_memory_when_killed;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::{collections::BTreeMap, fs};
@@ -220,7 +221,8 @@ fn lives_and_cgroups_are_the_same_by_every_rung() -> Result<()> {
         victim.send(&format!("allocate {}", 128 << 20))?;
         expect::exactly("status", agent::ending(victim.wait()?), (None, Some(libc::SIGKILL)))?;
         let killed = |event: &Value| event["event"] == "oom_victim" && event["pid"] == victim.pid();
-        agent.event("the victim", killed).with_context(|| format!("by {rung}"))?;
+        let event = agent.event("the victim", killed).with_context(|| format!("by {rung}"))?;
+        check_memory_when_killed(&event, victim.pid()).with_context(|| format!("by {rung}"))?;
         workload.send("exit 7")?;
         expect::exactly("status", agent::ending(workload.wait()?), (Some(7), None))?;
         cgroup.remove()?;

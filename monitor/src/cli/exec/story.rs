@@ -356,6 +356,7 @@ mod tests {
             subject: Subject::default(),
             usage: None,
             cpu_before_ns: 0,
+            resident_when_killed: None,
         })
     }
 
