@@ -79,7 +79,7 @@ pub fn examine_fields(config: &Config) -> anyhow::Result<Support> {
     let direct = support.facts.has_typed_helpers();
     match self_check::check(&Loader::new(&support, &settings), direct) {
         Ok(()) => support.facts.entry_registers = Presence::Yes,
-        Err(error @ (SelfCheckError::Mismatch { .. } | SelfCheckError::PidNamespace)) => {
+        Err(error @ (SelfCheckError::Mismatch { .. } | SelfCheckError::PidNamespace | SelfCheckError::Proc(_))) => {
             support.facts.fields_missing = Some(error.to_string())
         }
         Err(SelfCheckError::Registers) => support.facts.entry_registers = Presence::No,

@@ -8,6 +8,7 @@ use std::{fs, io::Write};
 use tests::{
     Agent, LoopDevice, Machine, Workload,
     agent::Measured,
+    bpf::Statistics,
     clock::{PATIENCE, amount, wait_until},
     disk::{self, Stat},
     expect, json,
@@ -230,6 +231,42 @@ fn joined_and_split_requests_are_counted_as_the_device_got_them() -> Result<()> 
         expect::exactly("split", split.read_bytes + split.write_bytes, 16 * MIB)?;
         ensure!(split.read_ops + split.write_ops > 4, "nothing was split: {split:?}");
     }
+    agent.stop()
+}
+
+/// Runs of one of the agent's programs, while the kernel counts them.
+fn runs(agent: &Agent, program: &str) -> Result<u64> {
+    let health = agent.get("/v1/health")?;
+    let told = json::list(&health, "cost.programs")?.iter().find(|told| told["name"] == program).cloned();
+    json::count(&told.with_context(|| format!("no program {program}"))?, "measured_runs")
+}
+
+/// A request that was joined to another one vanishes: it must leave the count of the kernel's, and nothing behind in the agent's.
+#[test]
+fn a_request_that_is_joined_to_another_one_is_counted_with_it() -> Result<()> {
+    let _machine = Machine::claim()?;
+    let device = LoopDevice::new(32 * MIB)?;
+    device.set_queue("nomerges", "0")?;
+    // Without a scheduler requests wait for each other only on their way to the queue.
+    device.set_queue("scheduler", "mq-deadline")?;
+    let path = device.path().display().to_string();
+    let agent = Agent::start(&[])?;
+    let mut workload = warm_workload(&path)?;
+    let _counted = Statistics::start()?;
+    let merge =
+        if agent.coverage("block_io")?["rung"] == "raw_tracepoint" { "block_io_merge_raw" } else { "block_io_merge" };
+    let before = runs(&agent, merge)?;
+    for operation in ["read", "write"].repeat(10) {
+        let watched = Watched::start(&agent, &device)?;
+        let measured = agent.measure(&mut workload, &format!("interleaved {operation} {path} 16 4096"))?;
+        let joined = grown(&measured)?;
+        expect::exactly("joined", joined, watched.same_growth()?)?;
+        expect::exactly("joined", joined.read_bytes + joined.write_bytes, 16 * 4096)?;
+    }
+    agent.settle()?;
+    // Older kernels join each block to the request of its neighbour at once: there is none to vanish.
+    let vanished = runs(&agent, merge)? - before;
+    ensure!(vanished > 0 || kernel_release()? < (5, 16), "no request was joined to another one");
     agent.stop()
 }
 

@@ -98,6 +98,31 @@ fn a_process_is_followed_through_fork_exec_and_exit() -> Result<()> {
     agent.stop()
 }
 
+/// The kernel keeps the first 256 bytes of an exec's arguments, each with a NUL behind it.
+#[test]
+fn of_long_arguments_the_beginning_is_kept_and_the_rest_said_to_be_there() -> Result<()> {
+    const KEPT: usize = 256;
+    let _machine = Machine::claim()?;
+    let agent = Agent::start(&[])?;
+    let mut workload = Workload::start()?;
+    let (pid, directory) = (workload.pid(), tempfile::tempdir()?);
+    let path = directory.path().join("x");
+    symlink(workload::binary()?, &path)?;
+    let whole = |argument: &str| format!("{} serve {argument}", path.display());
+    // One that fills it to the last byte, one byte more, and far more.
+    let fits = KEPT - 1 - whole("").len();
+    for length in [fits, fits + 1, 4000] {
+        let argument = "a".repeat(length);
+        workload.run(&format!("exec {} {argument}", path.display()))?;
+        let line = whole(&argument);
+        // What is cut off by one byte is the last NUL, which is none of the words.
+        let told = if length == fits { line } else { format!("{}…", &line[..KEPT]) };
+        let is_told = |event: &Value| event["event"] == "exec" && event["pid"] == pid && event["command_line"] == *told;
+        agent.event(&format!("arguments of {length} bytes"), is_told)?;
+    }
+    agent.stop()
+}
+
 #[test]
 fn a_process_ended_by_a_signal_is_told_so() -> Result<()> {
     let _machine = Machine::claim()?;

@@ -41,7 +41,6 @@ mod parity;
 #[cfg(not(feature = "vm"))]
 mod privileges;
 mod recording;
-#[cfg(not(feature = "vm"))]
 mod requests;
 mod resident;
 mod resources;

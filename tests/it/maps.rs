@@ -112,10 +112,12 @@ fn accounts_of_processes_that_are_gone_are_used_again_and_stay_exact() -> Result
 #[test]
 fn who_has_gone_makes_room_whatever_the_tick() -> Result<()> {
     let _machine = Machine::claim()?;
+    // Those of two rounds do not fit.
+    const EACH: usize = 40;
     let owners = ["page_fault.owners=64", "address_space.owners=64"].map(|owners| ["--set", owners]).concat();
     let agent = Agent::start(&[&["--tick", "1h"][..], &owners].concat())?;
     for _ in 0..10 {
-        let mut crowd = (0..CROWD).map(|_| Workload::start()).collect::<Result<Vec<_>>>()?;
+        let mut crowd = (0..EACH).map(|_| Workload::start()).collect::<Result<Vec<_>>>()?;
         crowd.iter_mut().try_for_each(|workload| workload.run("faults user-write 10 1").map(drop))?;
         drop(crowd);
         std::thread::sleep(std::time::Duration::from_millis(1500));

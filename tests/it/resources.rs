@@ -168,6 +168,10 @@ fn a_log_has_tables_and_blocks_unless_one_is_asked_for() -> Result<()> {
         let told = ticks(&text)?;
         Ok((told.len() >= 2 && text.contains("TREES by page faults")).then_some(told))
     })?;
+    let how_to_ask = format!("curl --unix-socket {} ", agent.socket().display());
+    let text = fs::read_to_string(&output)?;
+    let first = text.lines().next().context("it says nothing")?;
+    ensure!(first.contains(&how_to_ask), "it does not begin with how to ask it: {first}");
     agent.stop()?;
     // A slow machine may miss a tick, and shows the next.
     expect::exactly("tens of the first and second", (told[0] / 10, told[1] / 10), (1, 2))?;

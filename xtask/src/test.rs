@@ -18,7 +18,7 @@ use std::{
 /// Run every check and test, then report line coverage; fails below 75 %
 ///
 /// Formatting, clippy, rustdoc, dependencies (where cargo-deny is installed), unit tests, and the integration tests, which
-/// start the agent on this machine's kernel and therefore run as root: through sudo, where needed. Coverage is that of
+/// start the agent on this machine's kernel. Tests run as root: through sudo, where needed. Coverage is that of
 /// monitor and monitor-common; test code and xtask are left out.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -53,6 +53,9 @@ const UNIT_TESTS: [&str; 8] = [
     "monitor/cri,xtask/backtest,xtask/coverage",
 ];
 
+/// The integration tests, one by one.
+const INTEGRATION_TESTS: [&str; 6] = ["--package", "tests", "--features", "tests/cri", "--", "--test-threads=1"];
+
 /// Runs every step and fails when one of them failed.
 pub(crate) fn run(options: &Options) -> Result<()> {
     workspace::require_supported_machine()?;
@@ -74,7 +77,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 pub(crate) fn run_oracle_tests(objects: &Path) -> Result<()> {
     process::run(process::cargo().args(BUILD_AGENT).args(AGENT_WITH_ALL))?;
     let objects = objects.to_str().context("the target directory's name is not text")?;
-    run_as_root(process::cargo(), &[("MONITOR_OBJECTS".to_owned(), objects.to_owned())], &[])
+    run_as_root(process::cargo(), &[("MONITOR_OBJECTS".to_owned(), objects.to_owned())], &INTEGRATION_TESTS, &[])
 }
 
 /// How one step ended, unless it failed.
@@ -188,9 +191,10 @@ impl InstrumentedTests {
         Ok(Outcome::Passed)
     }
 
+    /// As root, too: some attach programs, and give files away.
     fn run_unit_tests(&self, filters: &[String]) -> Result<Outcome> {
-        let mut command = self.cargo()?;
-        process::run(command.args(["test", "--no-fail-fast"]).args(UNIT_TESTS).arg("--").args(filters))?;
+        let variables: Vec<_> = instrument::profile_variable(&self.profiles).into_iter().collect();
+        run_as_root(self.cargo()?, &variables, &[&UNIT_TESTS[..], &["--"]].concat(), filters)?;
         Ok(Outcome::Passed)
     }
 
@@ -199,7 +203,7 @@ impl InstrumentedTests {
             self.agent().into_os_string().into_string().ok().context("a target directory whose name is text")?;
         let mut variables = vec![("MONITOR_BIN".to_owned(), agent)];
         variables.extend(instrument::profile_variable(&self.profiles));
-        run_as_root(self.cargo()?, &variables, filters)?;
+        run_as_root(self.cargo()?, &variables, &INTEGRATION_TESTS, filters)?;
         Ok(Outcome::Passed)
     }
 
@@ -228,17 +232,20 @@ fn measured_executable(message: &str) -> Option<PathBuf> {
     is_measured.then(|| PathBuf::from(executable))
 }
 
-/// Runs the integration tests one by one, with these variables, as root: through sudo, where needed.
-fn run_as_root(mut cargo: Command, variables: &[(String, String)], filters: &[String]) -> Result<()> {
+/// Runs tests with these variables, as root: through sudo, where needed.
+fn run_as_root(
+    mut cargo: Command,
+    variables: &[(String, String)],
+    arguments: &[&str],
+    filters: &[String],
+) -> Result<()> {
     let prefix = process::root_prefix(variables)?;
     if !prefix.is_empty() {
         let runner = serde_json::to_string(&prefix).context("the words of the sudo command")?;
         cargo.args(["--config", &format!("target.'cfg(unix)'.runner = {runner}")]);
     }
     cargo.envs(variables.iter().cloned());
-    cargo.args(["test", "--no-fail-fast", "--package", "tests", "--features", "tests/cri"]);
-    cargo.args(["--", "--test-threads=1"]).args(filters);
-    process::run(&mut cargo)
+    process::run(cargo.args(["test", "--no-fail-fast"]).args(arguments).args(filters))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use crate::{
 };
 use aya::maps::{Map, MapData, PerCpuArray};
 use aya_log::EbpfLogger;
+use bytes::Bytes;
 use monitor_common::Health;
 use std::{os::fd::AsFd, panic::AssertUnwindSafe};
 
@@ -25,8 +26,7 @@ pub(super) struct Probe {
     rung: Option<&'static Rung>,
     health: Option<PerCpuArray<MapData, Plain<Health>>>,
     log: Option<EbpfLogger<&'static dyn log::Log>>,
-    seen: u64,
-    undecodable: u64,
+    records: Records,
     /// Keeps programs and links alive.
     _attached: Option<Attached>,
 }
@@ -75,8 +75,7 @@ impl Probe {
             rung: None,
             health: None,
             log: None,
-            seen: 0,
-            undecodable: 0,
+            records: Records::default(),
             _attached: None,
         }
     }
@@ -84,13 +83,7 @@ impl Probe {
     /// Empties the ring.
     pub(super) fn drain(&mut self, moments: &mut Vec<Moment>) {
         let Some(ring) = &mut self.ring else { return };
-        ring.drain(|record| match decode::moment(self.source, &record) {
-            Some(moment) => {
-                self.seen += 1;
-                moments.push(moment);
-            }
-            None => self.undecodable += 1,
-        });
+        ring.drain(|record| moments.extend(self.records.decode(self.source, &record)));
     }
 
     /// Passes on diagnostics. aya-log panics on records it does not understand; that must not end the agent.
@@ -115,7 +108,7 @@ impl Probe {
             cannot_tell: self.rung.map_or(&[], |rung| rung.cannot_tell),
             caveats: self.rung.map_or(&[], |rung| rung.caveats),
             error_bytes: self.error_bytes,
-            seen_total: self.seen,
+            seen_total: self.records.seen,
             lost_total: lost.total(),
             lost,
         }
@@ -128,20 +121,73 @@ impl Probe {
     }
 
     fn lost(&self) -> Loss {
-        let mut lost = Loss { undecodable: self.undecodable, ..Loss::default() };
-        for health in self.health() {
-            lost.ring_full += health.ring_full;
-            lost.map_full += health.map_full;
-            lost.unmatched += health.unmatched;
-            lost.skipped_runs += health.nested;
-        }
         let statistics = self.programs.iter().filter_map(|program| program.statistics().ok());
-        lost.skipped_runs += statistics.map(|statistics| statistics.skipped_runs).sum::<u64>();
-        lost
+        lost(self.health(), statistics.map(|statistics| statistics.skipped_runs), &self.records)
     }
+}
+
+/// Records of a source's ring.
+#[derive(Default)]
+struct Records {
+    seen: u64,
+    undecodable: u64,
+}
+
+impl Records {
+    fn decode(&mut self, source: Source, record: &Bytes) -> Option<Moment> {
+        let moment = decode::moment(source, record);
+        *(if moment.is_some() { &mut self.seen } else { &mut self.undecodable }) += 1;
+        moment
+    }
+}
+
+/// All that a source lost: what its programs say of each CPU, the runs of each that the kernel skipped, and what could not be read.
+fn lost(cpus: impl Iterator<Item = Health>, skipped_runs: impl Iterator<Item = u64>, records: &Records) -> Loss {
+    let mut lost = Loss { undecodable: records.undecodable, ..Loss::default() };
+    for health in cpus {
+        lost.ring_full += health.ring_full;
+        lost.map_full += health.map_full;
+        lost.unmatched += health.unmatched;
+        lost.skipped_runs += health.nested;
+    }
+    lost.skipped_runs += skipped_runs.sum::<u64>();
+    lost
 }
 
 /// Kernel memory of a map, in bytes; 0 where the kernel does not say.
 pub(super) fn map_bytes(map: &Map) -> u64 {
     map::data_of(map).map_or(0, |data| map::memory_bytes(data.fd().as_fd()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use monitor_common::{
+        Header,
+        lifecycle::{Exit, kind},
+    };
+    use zerocopy::IntoBytes;
+
+    #[test]
+    fn what_cannot_be_decoded_is_counted_apart_from_what_was_seen() {
+        let exit = Exit { header: Header { time_ns: 7, kind: kind::EXIT, reserved: 0 }, ..Exit::default() };
+        let whole = Bytes::copy_from_slice(exit.as_bytes());
+        let mut records = Records::default();
+        assert!(records.decode(Source::Lifecycle, &whole).is_some());
+        assert!(records.decode(Source::Lifecycle, &whole.slice(1..)).is_none());
+        assert!(records.decode(Source::BlockIo, &whole).is_none());
+        assert_eq!((records.seen, records.undecodable), (1, 2));
+    }
+
+    #[test]
+    fn every_cause_of_loss_is_counted_over_all_processors_and_programs() {
+        let cpus = [
+            Health { ring_full: 1, map_full: 10, unmatched: 100, nested: 1000 },
+            Health { ring_full: 2, map_full: 20, unmatched: 200, nested: 2000 },
+        ];
+        let lost = lost(cpus.into_iter(), [30_000, 40_000].into_iter(), &Records { seen: 5, undecodable: 7 });
+        let expected = Loss { ring_full: 3, map_full: 30, unmatched: 300, skipped_runs: 73_000, undecodable: 7 };
+        assert_eq!(lost, expected);
+        assert_eq!(lost.total(), 73_340);
+    }
 }

@@ -33,6 +33,9 @@ pub enum SelfCheckError {
     /// The agent and the kernel do not speak of the same pids.
     #[error("the agent is in a pid namespace of its own; run it in the host's (in Kubernetes, hostPID: true)")]
     PidNamespace,
+    /// There is nothing to compare with.
+    #[error("/proc tells nothing of the agent itself, to prove field offsets by: {0}")]
+    Proc(String),
     /// The registers of a system call are not where they should be.
     #[error("the registers of a system call are not found on this kernel")]
     Registers,
@@ -82,9 +85,9 @@ fn compare(report: &Report, hierarchy: &CgroupHierarchy) -> Result<(), SelfCheck
     expect("tgid", report.owner.tgid, pid)?;
     expect("tgid, by helper", by_helper, pid)?;
     expect("pid", report.pid, report.helper_pid_tgid as u32)?;
-    let Ok((stat, myself)) = Process::myself().and_then(|me| Ok((me.stat()?, me))) else {
-        return Ok(());
-    };
+    let (stat, myself) = Process::myself()
+        .and_then(|me| Ok((me.stat()?, me)))
+        .map_err(|error| SelfCheckError::Proc(error.to_string()))?;
     // /proc tells time in ticks.
     let tick_ns = 1_000_000_000 / procfs::ticks_per_second();
     expect("start time, in clock ticks", report.owner.start_ns / tick_ns, stat.starttime)?;
@@ -116,4 +119,85 @@ fn expect<T: PartialEq + ToString>(what: &'static str, read: T, known: T) -> Res
         return Ok(());
     }
     Err(SelfCheckError::Mismatch { what, read: read.to_string(), known: known.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use monitor_common::Owner;
+
+    /// What makes a report wrong.
+    type Alter<'a> = &'a dyn Fn(&mut Report);
+
+    /// A cgroup hierarchy that is nowhere to be seen.
+    const UNSEEN: CgroupHierarchy = CgroupHierarchy::V2 { mount: None };
+
+    /// What a program reads where all offsets are right.
+    fn truth() -> Report {
+        let stat = Process::myself().unwrap().stat().unwrap();
+        let pid = std::process::id();
+        Report {
+            owner: Owner {
+                tgid: pid,
+                start_ns: stat.starttime * (1_000_000_000 / procfs::ticks_per_second()),
+                ..Owner::default()
+            },
+            pid: 77,
+            live_threads: stat.num_threads as u32,
+            helper_pid_tgid: u64::from(pid) << 32 | 77,
+            // SAFETY: asking where the heap ends changes nothing.
+            brk: unsafe { libc::sbrk(0) } as u64,
+            arg_start: stat.arg_start.unwrap(),
+            arg_end: stat.arg_end.unwrap(),
+            system_call: libc::SYS_bpf as u64,
+            command: *b"monitor\0\0\0\0\0\0\0\0\0",
+            complete: 1,
+        }
+    }
+
+    /// What is said of a report; other tests' threads come and go, and allocate.
+    fn said(alter: Alter<'_>) -> String {
+        let mut said = String::new();
+        for _ in 0..1000 {
+            let mut report = truth();
+            alter(&mut report);
+            said = compare(&report, &UNSEEN).map_or_else(|error| error.to_string(), |()| "all is well".to_owned());
+            let by_others = said.contains("number of threads") || said.contains("end of the heap");
+            if !by_others {
+                break;
+            }
+        }
+        said
+    }
+
+    #[test]
+    fn every_field_that_is_read_from_the_wrong_place_is_found() {
+        assert_eq!(said(&|_| {}), "all is well");
+        let wrong: [(&str, Alter<'_>); 9] = [
+            ("the program's end", &|report| report.complete = 0),
+            ("pid namespace", &|report| {
+                report.owner.tgid += 1;
+                report.helper_pid_tgid += 1 << 32;
+            }),
+            ("tgid reads", &|report| report.owner.tgid += 1),
+            ("tgid, by helper", &|report| report.helper_pid_tgid += 1 << 32),
+            ("pid reads", &|report| report.pid += 1),
+            ("start time", &|report| report.owner.start_ns += 1_000_000_000),
+            ("start of the arguments", &|report| report.arg_start += 1),
+            ("end of the arguments", &|report| report.arg_end += 1),
+            ("registers", &|report| report.system_call = 0),
+        ];
+        for (what, alter) in wrong {
+            let said = said(alter);
+            assert!(said.contains(what), "{what}: {said}");
+        }
+        // These are what others may change, too.
+        let altered = |alter: Alter<'_>| {
+            let mut report = truth();
+            alter(&mut report);
+            compare(&report, &UNSEEN)
+        };
+        assert!(altered(&|report| report.live_threads += 1000).is_err());
+        assert!(altered(&|report| report.brk += 1).is_err());
+    }
 }

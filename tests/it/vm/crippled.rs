@@ -2,7 +2,7 @@
 
 use super::expected::{Expected, SOURCES};
 use anyhow::{Context, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::path::Path;
 use tests::{Agent, Machine, Workload, agent, expect, json};
 
@@ -92,6 +92,17 @@ fn no_btf_in_sysfs() -> Result<()> {
     tests::clock::wait_until("its end", tests::clock::PATIENCE, || {
         Ok(found(&agent)?.filter(|process| process["state"] == "exited"))
     })?;
-    expect::exactly("cgroups", &json!(json::list(&agent.get("/v1/cgroups")?, "cgroups")?.is_empty()), &json!(false))?;
+    // And so is what files tell, of the machine and of its cgroups.
+    let host = agent.get("/v1/host")?;
+    ensure!(json::count(&host, "memory.total_bytes")? > 64 << 20, "no memory is told: {host}");
+    ensure!(!json::at(&host, "pressure.memory")?.is_null(), "no pressure is told: {host}");
+    let cgroup = tests::Cgroup::new("without-types")?;
+    let mut workload = Workload::start()?;
+    cgroup.add(workload.pid())?;
+    workload.run(&format!("hold {}", 8 << 20))?;
+    tests::clock::wait_until("the memory of a cgroup", tests::clock::PATIENCE, || {
+        let told = agent.cgroup(&cgroup.path())?;
+        Ok(told.filter(|told| told["memory"]["current_bytes"].as_u64() >= Some(8 << 20)))
+    })?;
     agent.stop()
 }

@@ -13,11 +13,11 @@ pub(super) fn all() -> Result<Table> {
 }
 
 /// One kernel's expectations.
-pub(super) struct Expected(Table);
+pub(crate) struct Expected(Table);
 
 impl Expected {
     /// Those of the kernel this is, by the name that its command line gives it.
-    pub(super) fn here() -> Result<Self> {
+    pub(crate) fn here() -> Result<Self> {
         let words = fs::read_to_string("/proc/cmdline")?;
         ensure!(
             words.split_whitespace().any(|word| word == "vmtest=1"),
@@ -31,7 +31,7 @@ impl Expected {
     }
 
     /// The rungs of a source that hold, best first.
-    pub(super) fn rungs(&self, source: &str) -> Result<Vec<&str>> {
+    pub(crate) fn rungs(&self, source: &str) -> Result<Vec<&str>> {
         let rungs = self.0.get(source).and_then(Value::as_array).with_context(|| format!("no rungs of {source}"))?;
         rungs.iter().map(|rung| rung.as_str().context("a rung is no name")).collect()
     }

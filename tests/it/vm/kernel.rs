@@ -8,7 +8,11 @@ use std::{
     fs,
     io::{Read, Write},
 };
-use tests::{Cgroup, Machine, agent, expect, json};
+use tests::{
+    Agent, Cgroup, Machine, Workload, agent,
+    clock::{PATIENCE, wait_until},
+    expect, json,
+};
 use toml::{Table, Value};
 
 fn doctor(flags: &[&str]) -> Result<serde_json::Value> {
@@ -104,9 +108,11 @@ fn every_known_signature_is_that_of_some_kernel_of_the_matrix() -> Result<()> {
 }
 
 #[test]
-fn the_files_of_a_cgroup_are_those_of_this_kernel() -> Result<()> {
+fn the_peak_of_a_cgroup_is_what_this_kernel_can_tell() -> Result<()> {
+    const HELD: u64 = 8 << 20;
     let _machine = Machine::claim()?;
     let expected = Expected::here()?;
+    let agent = Agent::start(&[])?;
     let cgroup = Cgroup::new("files")?;
     let directory = cgroup.hierarchy().root.join(cgroup.path().trim_start_matches('/'));
     let peak = fs::OpenOptions::new().read(true).write(true).open(directory.join("memory.peak"));
@@ -121,5 +127,15 @@ fn the_files_of_a_cgroup_are_those_of_this_kernel() -> Result<()> {
         }
     };
     expect::exactly("memory.peak", found, expected.text("memory_peak")?)?;
-    expect::exactly("cgroup.pressure", directory.join("cgroup.pressure").exists(), expected.has("cgroup_pressure")?)
+    // And the agent tells by what it knows.
+    let source = if found == "absent" { "observed" } else { "memory.peak" };
+    let mut workload = Workload::start()?;
+    cgroup.add(workload.pid())?;
+    workload.run(&format!("hold {HELD}"))?;
+    let told = wait_until("its peak", PATIENCE, || {
+        let told = agent.cgroup(&cgroup.path())?;
+        Ok(told.filter(|told| told["memory"]["peak_bytes"].as_u64().is_some_and(|peak| peak >= HELD)))
+    })?;
+    expect::exactly("known by", json::text(&told, "memory.peak_source")?, source)?;
+    agent.stop()
 }

@@ -8,3 +8,5 @@ mod io;
 mod kernel;
 mod rungs;
 mod swap;
+
+pub(crate) use expected::Expected;

@@ -16,7 +16,14 @@ pub(crate) struct Apt {
 
 impl Apt {
     /// Fetches the indices of these suites from the mirrors that this machine is configured with.
-    pub(crate) fn update(directory: &Path, suites: &[&str]) -> Result<Self> {
+    pub(crate) fn update<'a>(directory: &Path, suites: impl IntoIterator<Item = &'a str>) -> Result<Self> {
+        for tool in ["apt-get", "apt-cache", "dpkg-deb", "tar"] {
+            if process::find_program(tool).is_none() {
+                bail!(
+                    "kernels come from Debian's mirrors, which takes {tool}: this works on Debian and what is made from it"
+                );
+            }
+        }
         let apt = Self { directory: directory.join("apt") };
         for part in ["lists/partial", "cache/archives/partial", "state"] {
             let path = apt.directory.join(part);
@@ -53,8 +60,17 @@ impl Apt {
         command
     }
 
+    /// The package with this prefix that the newest version of another one in these suites depends on. A suite that cannot say does
+    /// not count where another one can.
+    pub(crate) fn newest_dependency(&self, package: &str, suites: &[&str], prefix: &str) -> Result<String> {
+        let found = suites.iter().map(|suite| self.dependency(package, suite, prefix));
+        let (found, errors): (Vec<_>, Vec<_>) = found.partition(Result::is_ok);
+        let newest = found.into_iter().flatten().max_by_key(|name| numbers(name));
+        newest.map_or_else(|| errors.into_iter().next().context("no suite is named")?, Ok)
+    }
+
     /// The package with this prefix that a suite's version of another one depends on.
-    pub(crate) fn dependency(&self, package: &str, suite: &str, prefix: &str) -> Result<String> {
+    fn dependency(&self, package: &str, suite: &str, prefix: &str) -> Result<String> {
         let versions = process::output(self.command("apt-cache").args(["madison", package]))?;
         let version = version_in(&versions, suite).with_context(|| format!("{suite} has no {package}"))?;
         let shown = process::output(self.command("apt-cache").args(["show", &format!("{package}={version}")]))?;
@@ -91,7 +107,7 @@ impl Apt {
 }
 
 /// apt's sources for these suites, from the "origin release uri" lines of this machine's.
-fn sources(mirrors: &str, suites: &[&str]) -> Result<String> {
+fn sources<'a>(mirrors: &str, suites: impl IntoIterator<Item = &'a str>) -> Result<String> {
     let base = |security: bool| {
         let debian = mirrors.lines().filter_map(|line| line.strip_prefix("Debian "));
         let mut lines = debian.filter_map(|line| line.split_once(' '));
@@ -137,11 +153,11 @@ mod tests {
     fn suites_are_looked_for_on_the_mirrors_this_machine_has() {
         let mirrors = "Other bookworm http://other/\nDebian bookworm http://mirror/debian/\n\
                        Debian bookworm-updates http://other/\nDebian bookworm-security http://safe/\n";
-        let text = sources(mirrors, &["sid", "trixie-security"]).unwrap();
+        let text = sources(mirrors, ["sid", "trixie-security"]).unwrap();
         assert!(
             text.contains(" http://mirror/debian/ sid main\n") && text.contains(" http://safe/ trixie-security main")
         );
-        let refused = sources("Ubuntu noble-security http://ubuntu/\n", &["trixie-security"]).unwrap_err().to_string();
+        let refused = sources("Ubuntu noble-security http://ubuntu/\n", ["trixie-security"]).unwrap_err().to_string();
         assert!(refused.contains("no mirror of Debian's security updates"), "{refused}");
     }
 
@@ -153,6 +169,7 @@ mod tests {
         assert_eq!(version_in(madison, "sid"), None);
         let shown = "Package: x\nDepends: linux-base (>= 4), linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-1)\n";
         assert_eq!(dependency_in(shown, "linux-image-"), Some("linux-image-6.1.0-56-cloud-amd64".to_owned()));
+        assert!(numbers("linux-image-7.3.4+deb13-cloud-amd64") > numbers("linux-image-7.2.13+deb14-cloud-amd64"));
         assert!(numbers("linux-image-6.18.15+deb13-cloud-amd64") > numbers("linux-image-6.18.9+deb13-cloud-amd64"));
     }
 }

@@ -63,6 +63,13 @@ impl Programs {
         Ok(Self(programs))
     }
 
+    /// The names of all tests.
+    pub(crate) fn tests(&self) -> Result<Vec<String>> {
+        let (_, it) = self.0.iter().find(|(name, _)| *name == "it").context("there are no tests")?;
+        let listed = process::output(std::process::Command::new(it).args(["--list", "--format", "terse"]))?;
+        Ok(listed.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+    }
+
     /// The archive for one kernel and what is to be run there.
     pub(crate) fn archive(&self, image: &Image, plan: &[Step], shell: Option<&Path>) -> Result<Vec<u8>> {
         let mut archive = Archive::default();

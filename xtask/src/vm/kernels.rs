@@ -5,6 +5,7 @@ use super::{apt::Apt, modules};
 use crate::process;
 use anyhow::{Context, Result, bail};
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -15,7 +16,8 @@ use std::{
 pub(crate) struct Kernel {
     /// What the command line and tests/kernels.toml call it.
     pub(crate) name: &'static str,
-    suite: &'static str,
+    /// Where it is; the newest of all where there are several.
+    suites: &'static [&'static str],
     /// How the names of its packages begin; nothing where the suite's own kernel is meant, whatever it is by now.
     series: Option<&'static str>,
 }
@@ -29,11 +31,11 @@ impl Kernel {
 
 /// Oldest first. Old packages vanish from the mirror when they are superseded, so none is named by its whole version.
 pub(crate) const KERNELS: [Kernel; 5] = [
-    Kernel { name: "5.10", suite: "bullseye-security", series: None },
-    Kernel { name: "6.1", suite: "bookworm-security", series: None },
-    Kernel { name: "6.12", suite: "trixie-security", series: None },
-    Kernel { name: "6.18", suite: "trixie-backports", series: Some("linux-image-6.18.") },
-    Kernel { name: "newest", suite: "sid", series: None },
+    Kernel { name: "5.10", suites: &["bullseye-security"], series: None },
+    Kernel { name: "6.1", suites: &["bookworm-security"], series: None },
+    Kernel { name: "6.12", suites: &["trixie-security"], series: None },
+    Kernel { name: "6.18", suites: &["trixie-backports"], series: Some("linux-image-6.18.") },
+    Kernel { name: "newest", suites: &["sid", "trixie-backports"], series: None },
 ];
 
 /// The package that always depends on a suite's newest kernel, in the small flavour.
@@ -95,7 +97,8 @@ pub(crate) fn fetch(
         let absent = |kernel: &Kernel| format!("kernel {} is not in {}", kernel.name, directory.display());
         return kernels.iter().map(|&kernel| (kernel, cached(kernel).with_context(|| absent(kernel)))).collect();
     }
-    let packages = Apt::update(directory, &KERNELS.map(|kernel| kernel.suite));
+    let suites: BTreeSet<_> = KERNELS.iter().flat_map(|kernel| kernel.suites).copied().collect();
+    let packages = Apt::update(directory, suites);
     let fetch_one = |kernel: &'static Kernel| {
         let fetched = match &packages {
             Ok(apt) => kernel.fetch(apt, directory),
@@ -118,7 +121,7 @@ impl Kernel {
 
     fn fetch(&'static self, apt: &Apt, directory: &Path) -> Result<Image> {
         let image = match self.series {
-            None => apt.dependency(NEWEST, self.suite, "linux-image-")?,
+            None => apt.newest_dependency(NEWEST, self.suites, "linux-image-")?,
             Some(series) => apt.newest_of(series, FLAVOUR)?,
         };
         let home = self.home(directory);

@@ -148,15 +148,15 @@ fn whole_pages(bytes: usize) -> usize {
     bytes.next_multiple_of(PAGE)
 }
 
-/// `compatible COUNT`: calls the kernel as 32-bit programs do, which 64-bit ones can, too: brk by its 32-bit number, and calls
-/// whose 32-bit numbers are those of mmap, munmap and brk for 64-bit programs. Tells how many of each.
+/// `compatible COUNT`: calls the kernel as 32-bit programs do, which 64-bit ones can, too: brk, mmap2, munmap and mremap by their
+/// 32-bit numbers, and calls whose 32-bit numbers are those of mmap, munmap and brk for 64-bit programs. Tells how many of each.
 pub(crate) fn compatible(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
-    /// System-call numbers (arch/x86/entry/syscalls/syscall_32.tbl): brk, link, execve, chdir.
-    const CALLS: [u64; 4] = [45, 9, 11, 12];
+    /// System-call numbers (arch/x86/entry/syscalls/syscall_32.tbl): brk, mmap2, munmap, mremap, link, execve, chdir.
+    const CALLS: [u64; 7] = [45, 192, 91, 163, 9, 11, 12];
     let count: u64 = arguments.value("count")?;
     for number in CALLS {
         for _ in 0..count {
-            // With no arguments, brk tells where the heap ends, and the others fail with EFAULT.
+            // With no arguments, brk tells where the heap ends, and the others fail with EINVAL or EFAULT.
             ensure!(call_as_32_bit(number) != 0, "call {number} was not made");
         }
     }

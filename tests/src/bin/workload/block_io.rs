@@ -103,6 +103,16 @@ fn transfer(file: &File, operation: Operation, block: &mut [u8], offset: u64) ->
 /// `batch read|write PATH BLOCKS BYTES`: neighbouring blocks handed over in one system call, so that the kernel may join
 /// them to larger requests. Tells the bytes.
 pub(crate) fn batch(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    hand_over(arguments, report, &|blocks| (0..blocks).collect())
+}
+
+/// `interleaved read|write PATH BLOCKS BYTES`: as `batch`, but every other block first and then those between them, so that what
+/// can be joined has become a request of its own before.
+pub(crate) fn interleaved(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
+    hand_over(arguments, report, &|blocks| (0..blocks).step_by(2).chain((1..blocks).step_by(2)).collect())
+}
+
+fn hand_over(arguments: &mut Arguments<'_>, report: &mut Report, order: &dyn Fn(usize) -> Vec<usize>) -> Result<()> {
     let operation = Operation::of(arguments)?;
     let file = open_direct(arguments.word("path")?)?;
     let blocks: usize = arguments.value("blocks")?;
@@ -114,7 +124,10 @@ pub(crate) fn batch(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
         .enumerate()
         .map(|(i, b)| request(&file, operation, b, i * bytes))
         .collect();
-    let mut pointers: Vec<*mut libc::iocb> = requests.iter_mut().map(|r| &raw mut *r).collect();
+    let first = requests.as_mut_ptr();
+    // SAFETY: all of them are in the list.
+    let mut pointers: Vec<*mut libc::iocb> =
+        order(blocks).into_iter().map(|place| unsafe { first.add(place) }).collect();
     let mut results = vec![[0u64; 4]; blocks];
     let mut context = 0u64;
     // SAFETY: every pointer leads to memory that outlives the wait below: the requests, their buffers, the results.

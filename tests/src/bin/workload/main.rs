@@ -69,6 +69,7 @@ fn obey(line: &str, report: &mut Report) -> Result<()> {
         "failures" => address_space::failures(&mut arguments, report),
         "direct" => block_io::direct(&mut arguments, report),
         "batch" => block_io::batch(&mut arguments, report),
+        "interleaved" => block_io::interleaved(&mut arguments, report),
         "buffered" => block_io::buffered(&mut arguments, report),
         "durable" => block_io::durable(&mut arguments, report),
         "dirty" => block_io::dirty(&mut arguments, report),

@@ -102,13 +102,14 @@ pub(crate) fn release(_arguments: &mut Arguments<'_>, report: &mut Report) -> Re
 }
 
 /// `churn DIRECTORY COUNT PAGES rename|keep-name`: that many cgroups below that one, one after the other, each with a child
-/// that touches so many pages there and ends; renamed meanwhile or not, and removed.
+/// that touches so many pages there and ends; renamed meanwhile or not, and removed. Tells all faults of the children's lives.
 pub(crate) fn churn(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
     let directory = PathBuf::from(arguments.word("directory")?);
     let count: u64 = arguments.value("count")?;
     let pages: usize = arguments.value("pages")?;
     let renames = arguments.word("whether to rename")? == "rename";
     let memory = Mapping::anonymous(pages * PAGE)?;
+    let mut faults = 0;
     for i in 0..count {
         let (first, last) = (directory.join(format!("made-{i}")), directory.join(format!("renamed-{i}")));
         fs::create_dir(&first).with_context(|| format!("cannot make {}", first.display()))?;
@@ -119,8 +120,9 @@ pub(crate) fn churn(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
             }
             touch(&memory)
         })?;
-        let status = wait(pid)?.status;
-        ensure!(status == 0, "the child of cgroup {i} ended with {status}");
+        let end = wait(pid)?;
+        ensure!(end.status == 0, "the child of cgroup {i} ended with {}", end.status);
+        faults += end.faults;
         let last = if renames { fs::rename(&first, &last).map(|()| last)? } else { first };
         // What has exited may take a moment to leave.
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -129,6 +131,7 @@ pub(crate) fn churn(arguments: &mut Arguments<'_>, report: &mut Report) -> Resul
         }
     }
     report.number("cgroups", count);
+    report.number("faults", faults);
     Ok(())
 }
 
