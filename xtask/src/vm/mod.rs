@@ -59,7 +59,7 @@ struct Matrix {
     #[arg(long, value_delimiter = ',')]
     kernels: Vec<String>,
     /// Which kinds of hosts, separated by commas: v2, smp (two processors), hybrid, v1, bare (no PSI, no tracefs), no-btf; all when
-    /// left out, and v2 alone with --test, --exec and --smoke
+    /// left out, with --smoke v2 and those that lack something, and v2 alone with --test and --exec
     #[arg(long, value_delimiter = ',', value_parser = HOSTS.map(|host| host.name))]
     hosts: Vec<String>,
     /// Virtual machines at a time
@@ -101,6 +101,16 @@ struct Host {
     tests: &'static [&'static str],
 }
 
+impl Host {
+    /// Whether it is there for one test alone, of what is done without.
+    fn lacks_something(&self) -> bool {
+        matches!(self.tests, [only] if only.starts_with(CRIPPLED))
+    }
+}
+
+/// The tests of hosts that lack something.
+const CRIPPLED: &str = "vm::crippled";
+
 /// What a host of each kind is made of by the first process (tests/src/bin/vm-init.rs) and the kernel itself.
 const HOSTS: [Host; 6] = [
     Host { name: "v2", words: "vm.cgroup=v2", kernels: &[], tests: OF_ALL_KINDS },
@@ -111,7 +121,7 @@ const HOSTS: [Host; 6] = [
     Host { name: "no-btf", words: "vm.cgroup=v2 vm.btf=no", kernels: &[], tests: &["vm::crippled::no_btf"] },
 ];
 
-const OF_ALL_KINDS: &[&str] = &["--skip", "vm::crippled"];
+const OF_ALL_KINDS: &[&str] = &["--skip", CRIPPLED];
 /// What is the agent's own doing, whatever the kernel: done on the oldest and the newest, where it would show if it were not so.
 const OF_USER_SPACE: &[&str] = &[
     "advice::",
@@ -282,7 +292,7 @@ fn check_filters(tests: &[String]) -> Result<()> {
 fn jobs<'a>(fetched: &'a [Fetched], options: &Matrix) -> VecDeque<Job<'a>> {
     let all = !options.smoke && options.exec.is_none() && options.test.is_none();
     let is_wanted = |host: &Host| match options.hosts.as_slice() {
-        [] => all || host.name == "v2",
+        [] => all || host.name == "v2" || options.smoke && host.lacks_something(),
         names => names.iter().any(|name| name == host.name),
     };
     for host in HOSTS.iter().filter(|host| options.hosts.iter().any(|name| name == host.name)) {
@@ -389,7 +399,7 @@ fn plan(kernel: &Kernel, host: &Host, options: &Matrix) -> Vec<Step> {
     let mut tests = words(&["/bin/it", "--test-threads=1"]);
     match &options.test {
         Some(name) => tests.push(name.clone()),
-        None if options.smoke => tests.extend(words(SMOKE)),
+        None if options.smoke && !host.lacks_something() => tests.extend(words(SMOKE)),
         None => {
             tests.extend(words(host.tests));
             if host.tests == OF_ALL_KINDS && kernel.is_between() {
