@@ -6,6 +6,7 @@ use crate::{
     sample::{Moment, What},
     source::Source,
     time::BootTime,
+    units::PAGE,
 };
 use bytes::Bytes;
 use monitor_common::{
@@ -17,9 +18,6 @@ use monitor_common::{
 };
 use std::{mem::offset_of, sync::Arc};
 use zerocopy::{FromBytes, Immutable, KnownLayout};
-
-/// Bytes of a page.
-const PAGE: u64 = 4096;
 
 /// The moment a record of a source tells of; none when it is too short, too long or of no known kind.
 pub fn moment(source: Source, record: &Bytes) -> Option<Moment> {

@@ -66,7 +66,7 @@ pub enum Kind {
         /// Which.
         #[serde(flatten)]
         who: Who,
-        /// What it had in memory then, where the kernel's counters are known.
+        /// What it had in memory then, where the kernel's counters are known: each kind may be off by `error_bytes` of `resident`.
         resident: Option<Resident>,
     },
     /// A process was moved to another cgroup.

@@ -5,6 +5,9 @@
 use bytesize::ByteSize;
 use std::time::Duration;
 
+/// Bytes of a page of x86-64.
+pub const PAGE: u64 = 4096;
+
 /// Reads a size in bytes: "64MiB", "64MB" (decimal), "65536".
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     text.parse::<ByteSize>().map(|size| size.as_u64()).map_err(|_| format!("\"{text}\" is not a size"))

@@ -208,12 +208,11 @@ fn the_victim_of_a_cgroup_without_memory_is_named() -> Result<()> {
 
 /// What a victim had in memory, against the line of the kernel's log, which is of the same moment.
 pub(crate) fn check_memory_when_killed(event: &Value, pid: u32) -> Result<()> {
-    // Newer kernels add up what their counters keep apart by CPU: at most 64 pages of each.
-    const APART: u64 = 2 * (64 << 12);
+    let apart = proc::counters_apart()?;
     let logged = proc::bytes_when_killed(pid)?;
     for (name, bytes) in ["anon_bytes", "file_bytes", "shmem_bytes"].into_iter().zip(logged) {
         let told = json::count(event, &format!("resident.{name}"))?;
-        expect::between(&format!("{name} when it was killed"), bytes.saturating_sub(APART), told, bytes + APART)?;
+        expect::between(&format!("{name} when it was killed"), bytes.saturating_sub(apart), told, bytes + apart)?;
     }
     ensure!(logged[0] > 8 << 20, "the victim had next to nothing: {logged:?}");
     Ok(())

@@ -35,6 +35,16 @@ pub fn bytes_when_killed(pid: u32) -> Result<[u64; 3]> {
     Ok([amount("anon-rss:")?, amount("file-rss:")?, amount("shmem-rss:")?])
 }
 
+/// By how many bytes two readings of one of a process's counters of memory may differ: what each CPU keeps to itself before it adds
+/// it to the whole (`percpu_counter_batch`), which newer kernels add for their log.
+///
+/// # Errors
+/// The number of CPUs is not known.
+pub fn counters_apart() -> Result<u64> {
+    let cpus = std::thread::available_parallelism()?.get() as u64;
+    Ok((cpus * (2 * cpus).max(32)) << 12)
+}
+
 /// All that is kept of the kernel's log.
 fn kernel_log() -> Result<String> {
     let mut file =

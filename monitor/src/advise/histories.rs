@@ -8,6 +8,7 @@ use super::past::{Interval, Kill};
 use crate::{
     detect::{self, Key, Point},
     model::snapshot::Snapshot,
+    units,
 };
 use serde::{Deserialize, Serialize};
 use std::{
@@ -23,7 +24,7 @@ const LEAST_TREE_BYTES: u64 = 16 << 20;
 /// Of each the last so many kills.
 const MOST_KILLS: usize = 32;
 /// A page: steps of the scale begin there.
-const PAGE: f64 = 4096.0;
+const PAGE: f64 = units::PAGE as f64;
 /// Steps of the scale to each doubling: all of 2⁵² bytes in 16 bits.
 const STEPS: f64 = 1600.0;
 

@@ -14,6 +14,7 @@ use crate::{
     },
     reading::MemoryEvents,
     time::BootTime,
+    units::PAGE,
 };
 use serde::Serialize;
 use std::{
@@ -34,8 +35,6 @@ const LEAST_BYTES: u64 = 8 << 20;
 /// Processes that a story names, and stories that are kept.
 const MOST_NAMED: usize = 10;
 const MOST_STORIES: usize = 32;
-/// Bytes of a page, which a fault brings: of a huge one 512 times as much, so that this is the least it can be.
-const PAGE: u64 = 4096;
 /// Who has this share of a limit is at it.
 const AT_LIMIT: f64 = 0.95;
 
@@ -368,6 +367,7 @@ impl BlackBox {
             Some((_, bytes)) => *bytes,
             None => last_bytes.unwrap_or_default().min(LEAST_BYTES),
         };
+        // A fault brings a page, and of a huge one 512 times as much: this is the least it can be.
         let faulted_bytes = process.subject.totals.user_faults() * PAGE;
         let seen = last_bytes.unwrap_or_default().saturating_sub(first_bytes);
         // What grows within a tick, and may have given it back by the end of it, is known by its faults.

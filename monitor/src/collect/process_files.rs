@@ -4,6 +4,7 @@ use super::{descriptors, files::each_pair};
 use crate::{
     ids::TICK_NS,
     reading::{ProcessReading, Resident, Shares, Storage},
+    units::PAGE,
 };
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::LazyLock};
 
@@ -30,7 +31,7 @@ pub(super) fn parse_stat(text: &str) -> Option<(Identity, ProcessReading)> {
         io_delay_ns: field(42).filter(|&ticks| ticks > 0).map(|ticks| ticks * TICK_NS),
         ..ProcessReading::default()
     };
-    Some((Identity { start_tick: field(22)?, resident_bytes: field(24)? * 4096 }, reading))
+    Some((Identity { start_tick: field(22)?, resident_bytes: field(24)? * PAGE }, reading))
 }
 
 /// proc_pid_status(5); kernel threads have no such lines.

@@ -1,6 +1,9 @@
 //! Source `resident`: its map, and how far off its numbers may be.
 
-use crate::kernel::{attach::Attached, attach::LoadError, map::HashMap, support::Facts};
+use crate::{
+    kernel::{attach::Attached, attach::LoadError, map::HashMap, support::Facts},
+    units::PAGE,
+};
 use monitor_common::{Owner, resident::Pages};
 use std::io;
 
@@ -25,8 +28,6 @@ impl Resident {
         self.pages.delete(owners)
     }
 }
-
-const PAGE: u64 = 4096;
 
 /// How far off the bytes of one process and kind may be: what all CPUs have not yet added to the whole. Before Linux 6.2 threads
 /// have it, what came of up to 64 faults each, and nobody says how many there are.

@@ -25,6 +25,7 @@ use crate::{
     sample::{Counters, Found, Harvest, Moment, Sample, Unknown, What},
     tally::Tally,
     time::BootTime,
+    units::PAGE,
 };
 use account::{Accounts, Counted};
 use cgroups::Cgroups;
@@ -42,9 +43,6 @@ use std::{
 };
 use totals::Rates;
 use usage::HostUsage;
-
-/// Bytes of a page.
-const PAGE: u64 = 4096;
 
 /// How long what has ended stays visible.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]

@@ -1,12 +1,12 @@
 //! Cgroups that come and go by the thousand.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{
     collections::BTreeSet,
     io::BufRead,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::{self, JoinHandle},
+    sync::mpsc,
+    thread,
     time::{Duration, Instant},
 };
 use tests::{
@@ -16,6 +16,8 @@ use tests::{
 };
 
 const CGROUPS: u64 = 1000;
+/// So many are made before their ends are waited for: who follows events may be a thousand behind.
+const AT_ONCE: u64 = 100;
 /// Three after the first: one of them must be without growth.
 const ROUNDS: usize = 4;
 /// Pages that the one process of each touches.
@@ -30,8 +32,8 @@ fn thousands_of_cgroups_leave_no_unknown_id_and_no_growth() -> Result<()> {
     let directory = parent.hierarchy().root.join(parent.path().trim_start_matches('/'));
     let rename = if parent.hierarchy().version_2 { "keep-name" } else { "rename" };
     agent.settle()?;
-    let ends = Arc::new(Mutex::new(Vec::new()));
-    let reader = follow_ends(&agent, workload.pid(), Arc::clone(&ends))?;
+    let ends = Ends::follow(&agent, workload.pid())?;
+    let below = format!("{}/made-", parent.path());
     let before = cgroups(&agent)?.len();
     let mut resident = Vec::new();
     let mut time = Duration::ZERO;
@@ -39,28 +41,25 @@ fn thousands_of_cgroups_leave_no_unknown_id_and_no_growth() -> Result<()> {
         let moments = agent.moments("lifecycle")?;
         let faults =
             agent.cgroup(&parent.path())?.map_or(Ok(0), |told| json::count(&told, "page_faults.user_total"))?;
-        let start = Instant::now();
-        let made = workload.run(&format!("churn {} {CGROUPS} {PAGES} {rename}", directory.display()))?;
-        time += start.elapsed();
-        expect::exactly("cgroups", json::count(&made, "cgroups")?, CGROUPS)?;
+        let mut faults_made = 0;
+        for _ in 0..CGROUPS / AT_ONCE {
+            let start = Instant::now();
+            let made = workload.run(&format!("churn {} {AT_ONCE} {PAGES} {rename}", directory.display()))?;
+            time += start.elapsed();
+            expect::exactly("cgroups", json::count(&made, "cgroups")?, AT_ONCE)?;
+            faults_made += json::count(&made, "faults")?;
+            // Every one of them was in a cgroup of its own when it ended, by name, however short that one lived.
+            let told = ends.next(AT_ONCE as usize)?;
+            let there: BTreeSet<_> = told.iter().flatten().filter(|path| path.starts_with(&below)).collect();
+            expect::exactly("cgroups in which a child ended", there.len() as u64, AT_ONCE)?;
+        }
         agent.settle()?;
         let told = agent.cgroup(&parent.path())?.context("the parent is not listed")?;
         let grown = json::count(&told, "page_faults.user_total")? - faults;
         // Each touched its pages there; what it did before it came there is not in it.
-        let faults_made = json::count(&made, "faults")?;
         expect::between(&format!("faults of round {round}"), CGROUPS * PAGES, grown, faults_made)?;
         let unknown = agent.processes()?.iter().filter(|process| process["cgroup"].is_null()).count();
         expect::exactly("processes in a cgroup without a name", unknown, 0)?;
-        // Every one of them was in a cgroup of its own when it ended, by name, however short that one lived.
-        let below = format!("{}/made-", parent.path());
-        let ends = wait_until("the end of the last one", PATIENCE, || {
-            let ends: Vec<Option<String>> = lock(&ends).clone();
-            Ok((ends.len() as u64 >= (round as u64 + 1) * CGROUPS).then_some(ends))
-        })?;
-        let of_round = &ends[round * CGROUPS as usize..];
-        let there: BTreeSet<_> = of_round.iter().flatten().filter(|path| path.starts_with(&below)).collect();
-        expect::exactly("ends of children", of_round.len() as u64, CGROUPS)?;
-        expect::exactly("cgroups in which one ended", there.len() as u64, CGROUPS)?;
         // Made, moved into, left by exit and removed, and renamed where that can be: all of it was told.
         let told = agent.moments("lifecycle")?.since(&moments);
         let each = if rename == "rename" { 6 } else { 5 };
@@ -77,33 +76,49 @@ fn thousands_of_cgroups_leave_no_unknown_id_and_no_growth() -> Result<()> {
     // each in every round: one in which nothing grows shows that none are.
     let least = resident.windows(2).map(|rounds| rounds[1].saturating_sub(rounds[0])).min();
     ensure!(least < Some(CGROUPS * 256), "resident memory grows: {resident:?}");
-    agent.stop()?;
-    reader.join().map_err(|_| anyhow::anyhow!("the reader of events panicked"))?
+    agent.stop()
 }
 
-/// Keeps the cgroups in which children of a process end, as the agent tells it live. Its log is too short for all of them.
-fn follow_ends(agent: &Agent, parent: u32, ends: Arc<Mutex<Vec<Option<String>>>>) -> Result<JoinHandle<Result<()>>> {
-    let follower = http::stream(agent.socket(), "/v1/events?follow=true")?;
-    expect::exactly("status", follower.status, 200)?;
-    Ok(thread::spawn(move || {
-        let mut children = BTreeSet::new();
-        for line in follower.body.lines() {
-            let event: Value = serde_json::from_str(&line?)?;
-            match event["event"].as_str() {
-                Some("fork") if event["parent_pid"] == parent => drop(children.insert(event["pid"].as_u64())),
-                Some("exit") if children.remove(&event["pid"].as_u64()) => {
-                    lock(&ends).push(event["cgroup"].as_str().map(str::to_owned));
+/// The cgroups in which children of a process end, as the agent tells it live. Its log is too short for all of them.
+struct Ends(mpsc::Receiver<Result<Option<String>>>);
+
+impl Ends {
+    fn follow(agent: &Agent, parent: u32) -> Result<Self> {
+        let follower = http::stream(agent.socket(), "/v1/events?follow=true")?;
+        expect::exactly("status", follower.status, 200)?;
+        let (send, ends) = mpsc::channel();
+        thread::spawn(move || {
+            let mut children = BTreeSet::new();
+            for line in follower.body.lines() {
+                let end = line.map_err(Into::into).and_then(|line| end_of_child(&line, parent, &mut children));
+                // Nobody listens any more when the test is over.
+                if end.transpose().is_some_and(|end| send.send(end).is_err()) {
+                    break;
                 }
-                Some("lost") => anyhow::bail!("the reader of events was too slow: {event}"),
-                _ => {}
             }
-        }
-        Ok(())
-    }))
+        });
+        Ok(Self(ends))
+    }
+
+    /// The next ones.
+    fn next(&self, count: usize) -> Result<Vec<Option<String>>> {
+        (0..count).map(|_| self.0.recv_timeout(PATIENCE).context("the end of a child is not told")?).collect()
+    }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// The cgroup of a child whose end an event tells.
+fn end_of_child(line: &str, parent: u32, children: &mut BTreeSet<Option<u64>>) -> Result<Option<Option<String>>> {
+    let event: Value = serde_json::from_str(line)?;
+    let pid = event["pid"].as_u64();
+    match event["event"].as_str() {
+        Some("fork") if event["parent_pid"] == parent => {
+            children.insert(pid);
+            Ok(None)
+        }
+        Some("exit") if children.remove(&pid) => Ok(Some(event["cgroup"].as_str().map(str::to_owned))),
+        Some("lost") => bail!("who follows events was too slow: {event}"),
+        _ => Ok(None),
+    }
 }
 
 fn cgroups(agent: &Agent) -> Result<Vec<Value>> {

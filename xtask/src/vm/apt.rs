@@ -140,9 +140,10 @@ fn dependency_in(shown: &str, prefix: &str) -> Option<String> {
     names.find(|name| name.starts_with(prefix)).map(str::to_owned)
 }
 
-/// The numbers in a name, by which versions are ordered.
+/// The numbers in a name, by which versions are ordered, but for those of the release that it was built for.
 fn numbers(name: &str) -> Vec<u32> {
-    name.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
+    let version = name.split('+').next().unwrap_or(name);
+    version.split(|c: char| !c.is_ascii_digit()).filter_map(|digits| digits.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -169,6 +170,7 @@ mod tests {
         assert_eq!(version_in(madison, "sid"), None);
         let shown = "Package: x\nDepends: linux-base (>= 4), linux-image-6.1.0-56-cloud-amd64 (= 6.1.192-1)\n";
         assert_eq!(dependency_in(shown, "linux-image-"), Some("linux-image-6.1.0-56-cloud-amd64".to_owned()));
+        assert!(numbers("linux-image-7.3.4+deb13-cloud-amd64") > numbers("linux-image-7.3+deb14-cloud-amd64"));
         assert!(numbers("linux-image-7.3.4+deb13-cloud-amd64") > numbers("linux-image-7.2.13+deb14-cloud-amd64"));
         assert!(numbers("linux-image-6.18.15+deb13-cloud-amd64") > numbers("linux-image-6.18.9+deb13-cloud-amd64"));
     }

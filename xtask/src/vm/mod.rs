@@ -292,7 +292,7 @@ fn check_filters(tests: &[String]) -> Result<()> {
 fn jobs<'a>(fetched: &'a [Fetched], options: &Matrix) -> VecDeque<Job<'a>> {
     let all = !options.smoke && options.exec.is_none() && options.test.is_none();
     let is_wanted = |host: &Host| match options.hosts.as_slice() {
-        [] => all || host.name == "v2" || options.smoke && host.lacks_something(),
+        [] => all || host.name == "v2" || options.smoke && options.test.is_none() && host.lacks_something(),
         names => names.iter().any(|name| name == host.name),
     };
     for host in HOSTS.iter().filter(|host| options.hosts.iter().any(|name| name == host.name)) {

@@ -7,7 +7,7 @@ use crate::{
         snapshot::Resident,
         usage::{CgroupUsage, Peak},
     },
-    reading::{CgroupReading, MemoryReading},
+    reading::{self, CgroupReading, MemoryReading},
     serve::fixtures,
 };
 
@@ -104,10 +104,16 @@ fn who_grew_is_told_apart_from_whom_it_hit() {
 fn who_grew_and_was_killed_is_one() {
     let mut black_box = BlackBox::default();
     ten_minutes(&mut black_box);
-    let processes = vec![process(900, 60, "/pod/main"), killed(&process(901, 40, "/pod/main"), 1609)];
+    // What the kernel said when it chose it is newer than any look.
+    let mut victim = killed(&process(901, 40, "/pod/main"), 1609);
+    let resident =
+        reading::Resident { anon_bytes: 43 * MIB, file_bytes: MIB, swap_bytes: 9 * MIB, ..Default::default() };
+    Arc::make_mut(&mut victim).resident_when_killed = Some(resident);
+    let processes = vec![process(900, 60, "/pod/main"), victim];
     let story = after(&mut black_box, &at(1608, processes, 100, 1)).remove(0);
     assert!(story.culprit_was_killed, "{story:?}");
-    assert!(story.summary.ends_with("; it had grown by 30.0 MiB"), "{}", story.summary);
+    assert_eq!(story.victims[0].last_bytes, Some(44 * MIB));
+    assert!(story.summary.ends_with("; it had grown by 34.0 MiB"), "{}", story.summary);
 }
 
 #[test]
