@@ -164,5 +164,16 @@ fn kernel_programs_are_timed_in_windows_and_not_between_them() -> Result<()> {
         grew > 0 && stood > grew,
         "the times of programs grew between {grew} snapshots, and stood still between {stood}"
     );
+    let health = agent.get("/v1/health")?;
+    for program in json::list(&health, "cost.programs")? {
+        let (runs, seconds) = (json::count(program, "measured_runs")?, json::number(program, "measured_seconds")?);
+        let Some(mean) = program["mean_ns"].as_f64() else {
+            expect::exactly("runs without a mean", runs, 0)?;
+            continue;
+        };
+        // Of a run some nanoseconds to, where a processor is emulated or was taken away, milliseconds.
+        ensure!(runs > 0 && mean > 1.0 && mean < 1e8, "{program}");
+        ensure!((seconds - mean * runs as f64 / 1e9).abs() <= seconds / 100.0 + 1e-6, "{program}");
+    }
     agent.stop()
 }

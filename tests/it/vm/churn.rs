@@ -72,10 +72,10 @@ fn thousands_of_cgroups_leave_no_unknown_id_and_no_growth() -> Result<()> {
     let (cgroups, each_minute) = (ROUNDS as f64 * CGROUPS as f64, 60.0 / time.as_secs_f64());
     ensure!(cgroups * each_minute >= 2000.0, "{cgroups} cgroups in {time:?}: that is no churn of 2,000 in a minute");
     expect::exactly("lost", json::count(&agent.coverage("page_fault")?, "lost_total")?, 0)?;
-    // The allocator makes room in steps of megabytes, and gives it back when it likes. Cgroups that are kept would take a KiB
-    // each in every round: one in which nothing grows shows that none are.
+    // The allocator makes room in steps, and gives it back when it likes. Cgroups that are kept would take a KiB each in every
+    // round: one that grows by less shows that none are.
     let least = resident.windows(2).map(|rounds| rounds[1].saturating_sub(rounds[0])).min();
-    ensure!(least < Some(CGROUPS * 256), "resident memory grows: {resident:?}");
+    ensure!(least < Some(CGROUPS * 768), "resident memory grows: {resident:?}");
     agent.stop()
 }
 
