@@ -104,7 +104,8 @@ fn requests_that_the_driver_gives_back_are_counted_once() -> Result<()> {
     for (workload, waited) in crowd.iter().zip(&waited) {
         let told = agent.process(workload.pid())?;
         expect::between("reads", READS.saturating_sub(lost), json::count(&told, "block_io.read_ops_total")?, READS)?;
-        let (all, measured) = (json::count(&told, "block_io.read_latency.p50_ns")?, json::count(waited, "p50_ns")?);
+        // The longest: who begins first or ends last has the disk to itself for a while, so that the middle one may be of either kind.
+        let (all, measured) = (json::count(&told, "block_io.read_latency.max_ns")?, json::count(waited, "max_ns")?);
         expect::between("read latency", measured - measured / 10 - 2 * MS, all, measured + measured / 10 + 2 * MS)?;
         // One is served at a time, the others wait; in the device each is for as long as that takes.
         let device = json::count(&told, "block_io.device_latency.p50_ns")?;
