@@ -105,8 +105,9 @@ fn requests_that_the_driver_gives_back_are_counted_once() -> Result<()> {
         let told = agent.process(workload.pid())?;
         expect::between("reads", READS.saturating_sub(lost), json::count(&told, "block_io.read_ops_total")?, READS)?;
         // The longest: who begins first or ends last has the disk to itself for a while, so that the middle one may be of either kind.
+        // Until its reader ran again, it may have taken a while, too; from its last issue alone it would be a quarter.
         let (all, measured) = (json::count(&told, "block_io.read_latency.max_ns")?, json::count(waited, "max_ns")?);
-        expect::between("read latency", measured - measured / 10 - 2 * MS, all, measured + measured / 10 + 2 * MS)?;
+        expect::between("read latency", measured / 2, all, measured + measured / 16)?;
         // One is served at a time, the others wait; in the device each is for as long as that takes.
         let device = json::count(&told, "block_io.device_latency.p50_ns")?;
         expect::between("time in the device", SLOW_MS * MS, device, 2 * SLOW_MS * MS)?;
