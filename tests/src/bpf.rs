@@ -1,4 +1,5 @@
-//! The kernel's lists of loaded programs, maps and links, to see that nothing stays behind. Needs CAP_SYS_ADMIN.
+//! The kernel's lists of loaded programs, maps and links, to see that nothing stays behind, and its count of their runs. Needs
+//! CAP_SYS_ADMIN.
 
 use anyhow::{Context, Result};
 use std::{

@@ -400,14 +400,12 @@ fn push<T>(points: &mut VecDeque<T>, point: T) {
 
 /// In memory, when it was last looked at; the kernel's word is newer than /proc's, but gone with the process unless it was killed.
 fn resident_bytes(process: &Process) -> Option<u64> {
-    if let Some(resident) = process.resident_when_killed {
-        return Some(resident.total_bytes());
-    }
+    let when_killed = process.resident_when_killed.map(|resident| resident.total_bytes());
     let by_kernel = process
         .subject
         .resident
         .map(|resident| resident.bytes.iter().sum::<u64>() - resident.bytes[monitor_common::resident::SWAP]);
-    by_kernel.or_else(|| Some(process.usage.as_ref()?.reading.resident?.total_bytes()))
+    when_killed.or(by_kernel).or_else(|| Some(process.usage.as_ref()?.reading.resident?.total_bytes()))
 }
 
 fn own_limit(cgroup: &Cgroup) -> Option<u64> {

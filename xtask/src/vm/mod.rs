@@ -102,6 +102,11 @@ struct Host {
 }
 
 impl Host {
+    /// Whether it can be made of a kernel.
+    fn is_made_of(&self, kernel: &Kernel) -> bool {
+        self.kernels.is_empty() || self.kernels.contains(&kernel.name)
+    }
+
     /// Whether it is there for one test alone, of what is done without.
     fn lacks_something(&self) -> bool {
         matches!(self.tests, [only] if only.starts_with(CRIPPLED))
@@ -262,6 +267,7 @@ fn matrix(directory: &Path, options: &Matrix) -> Result<()> {
         let some = HOSTS.iter().filter(|host| !host.kernels.is_empty()).map(kernels).collect::<Vec<_>>();
         bail!("no virtual machine fits: some kinds of hosts are made of some kernels only: {}", some.join(", "));
     }
+    tell_left_out(&wanted, options);
     let ended = work(jobs, options, |job, worker| {
         let scratch = directory.join(format!("run/{worker}"));
         let outcome = run_job(job, options, &programs, &emulator, &scratch, &logs);
@@ -288,6 +294,15 @@ fn check_filters(tests: &[String]) -> Result<()> {
     Ok(())
 }
 
+/// Says which hosts that were asked for by name there are none of.
+fn tell_left_out(kernels: &[&Kernel], options: &Matrix) {
+    for host in HOSTS.iter().filter(|host| options.hosts.iter().any(|name| name == host.name)) {
+        for kernel in kernels.iter().filter(|kernel| !host.is_made_of(kernel)) {
+            println!("no {} of {}: that is made of {} only", host.name, kernel.name, host.kernels.join(" and "));
+        }
+    }
+}
+
 /// The machines to run, round by round.
 fn jobs<'a>(fetched: &'a [Fetched], options: &Matrix) -> VecDeque<Job<'a>> {
     let all = !options.smoke && options.exec.is_none() && options.test.is_none();
@@ -295,19 +310,11 @@ fn jobs<'a>(fetched: &'a [Fetched], options: &Matrix) -> VecDeque<Job<'a>> {
         [] => all || host.name == "v2" || options.smoke && options.test.is_none() && host.lacks_something(),
         names => names.iter().any(|name| name == host.name),
     };
-    for host in HOSTS.iter().filter(|host| options.hosts.iter().any(|name| name == host.name)) {
-        let without =
-            fetched.iter().filter(|(kernel, _)| !host.kernels.is_empty() && !host.kernels.contains(&kernel.name));
-        for (kernel, _) in without {
-            println!("no {} of {}: that is made of {} only", host.name, kernel.name, host.kernels.join(" and "));
-        }
-    }
     let mut jobs = VecDeque::new();
     for round in 0..options.repeat {
         for (kernel, image) in fetched {
             let Ok(image) = image else { continue };
-            let fits = |host: &&Host| host.kernels.is_empty() || host.kernels.contains(&kernel.name);
-            let hosts = HOSTS.iter().filter(fits).filter(|host| is_wanted(host));
+            let hosts = HOSTS.iter().filter(|host| host.is_made_of(kernel) && is_wanted(host));
             jobs.extend(hosts.map(|host| Job { image, host, round }));
         }
     }
