@@ -353,8 +353,11 @@ impl Table {
 }
 
 /// Each source in a few words.
+/// The sources in one line, those first that lack something: the end may not fit.
 fn sources(snapshot: &Snapshot) -> String {
-    let sources: Vec<_> = snapshot.coverage.0.iter().map(source).collect();
+    let mut sources: Vec<_> = snapshot.coverage.0.iter().collect();
+    sources.sort_by_key(|source| source.state == State::Live && source.lost_total == 0);
+    let sources: Vec<_> = sources.into_iter().map(source).collect();
     format!("sources  {}", sources.join(" · "))
 }
 
@@ -402,7 +405,7 @@ PROCESSES    FAULTS/s    MAPPED/s      READ/s   WRITTEN/s DISK WAIT/s  CGROUPS b
         3         605           -     8.0 KiB         0 B      250 ms  /apps
         3         105           -     8.0 KiB         0 B      250 ms  /apps/a
 
-sources  lifecycle has lost 3 · page_fault by tp_btf · address_space UNAVAILABLE (see monitor doctor) · block…
+sources  lifecycle has lost 3 · address_space UNAVAILABLE (see monitor doctor) · page_fault by tp_btf · block…
 agent    0.50 % of one CPU, 6.0 MiB resident, 4.0 MiB of maps
 ";
         assert_eq!(text, expected);
