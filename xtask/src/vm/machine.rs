@@ -124,9 +124,15 @@ impl Emulator {
                 Ok(())
             });
         }
-        command.args(["-accel", &self.accelerator, "-machine", "q35", "-m", MEMORY_MIB]);
+        let mut accelerator = self.accelerator.clone();
+        if accelerator == EMULATED && boot.processors > 1 {
+            // The kernel patches its own code while others run it. Processors that are emulated side by side may still run what
+            // is no longer there, a breakpoint that nobody knows then ("Oops: int3"); those that take turns do not.
+            accelerator += ",thread=single";
+        }
+        command.args(["-accel", &accelerator, "-machine", "q35", "-m", MEMORY_MIB]);
         // Vectors of 32 and 64 bytes, which the C library would use in every copy, cost a quarter of the time where they are emulated.
-        let cpu = if self.accelerator.starts_with("tcg") { "Nehalem" } else { "max" };
+        let cpu = if self.accelerator.starts_with(EMULATED) { "Nehalem" } else { "max" };
         command.args(["-cpu", cpu]);
         command.args([
             "-smp",
@@ -248,12 +254,15 @@ impl Drop for Running {
     }
 }
 
+/// The accelerator that emulates.
+const EMULATED: &str = "tcg";
+
 /// Hardware virtualisation only where the processor itself has it: some hosts offer /dev/kvm and cannot run such kernels.
 fn default_accelerator() -> &'static str {
     let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |name: &str| flags.split_whitespace().any(|flag| flag == name);
     let usable = File::options().read(true).write(true).open("/dev/kvm").is_ok();
-    if usable && (has("vmx") || has("svm")) { "kvm" } else { "tcg,thread=multi" }
+    if usable && (has("vmx") || has("svm")) { "kvm" } else { EMULATED }
 }
 
 /// What is kept of a console.
