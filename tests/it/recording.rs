@@ -275,8 +275,15 @@ fn a_full_disk_stops_the_recording_and_not_the_agent() -> Result<()> {
     ensure!(json::count(&again, "recording.lost_samples_total")? > 0, "no loss is told: {again}");
     let words = agent.words();
     expect::exactly("lines about the disk", words.matches("recording has stopped").count(), 1)?;
-    let kept = Kept::ask(&agent, "/v1/snapshot")?;
-    agent.settle()?;
+    // What came while it was opened again may be lost, too.
+    let lost = || json::count(&agent.get("/v1/health")?, "recording.lost_samples_total");
+    let kept = wait_until("a moment that is recorded", PATIENCE, || {
+        let lost_before = lost()?;
+        agent.settle()?;
+        let kept = Kept::ask(&agent, "/v1/snapshot")?;
+        agent.settle()?;
+        Ok((lost()? == lost_before).then_some(kept))
+    })?;
     let at = kept.at()?;
     agent.stop()?;
     let (body, _) = asked(&records, &["--at", &at, &kept.target])?;
