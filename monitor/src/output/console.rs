@@ -352,8 +352,7 @@ impl Table {
     }
 }
 
-/// Each source in a few words.
-/// The sources in one line, those first that lack something: the end may not fit.
+/// Each source in a few words, those first that lack something: the end of the line may not fit.
 fn sources(snapshot: &Snapshot) -> String {
     let mut sources: Vec<_> = snapshot.coverage.0.iter().collect();
     sources.sort_by_key(|source| source.state == State::Live && source.lost_total == 0);
