@@ -126,8 +126,8 @@ impl Emulator {
         }
         let mut accelerator = self.accelerator.clone();
         if accelerator == EMULATED && boot.processors > 1 {
-            // The kernel patches its own code while others run it. Processors that are emulated side by side may still run what
-            // is no longer there, a breakpoint that nobody knows then ("Oops: int3"); those that take turns do not.
+            // The kernel patches its own code while other processors run it. One that was emulated side by side with another met
+            // a breakpoint that was no longer there ("Oops: int3"). Taking turns should not allow that, and costs nothing here.
             accelerator += ",thread=single";
         }
         command.args(["-accel", &accelerator, "-machine", "q35", "-m", MEMORY_MIB]);
