@@ -243,6 +243,9 @@ impl Agent {
             // Processes and cgroups still have names, and clients are told what is missing and why.
             log::error!("this kernel can serve none of the sources, so nothing is counted; `monitor doctor` tells why");
         }
+        if let Err(reason) = &facts.pressure {
+            log::warn!("stalls for memory, disks and processors (PSI) are not told: {reason}");
+        }
         drop(reserve);
         let polled = Polled { cpu: config.cpu_monitoring, memory: config.memory_monitoring, io: config.io_monitoring };
         let (meter, recorder, timeseries) =

@@ -186,17 +186,7 @@ fn the_victim_of_a_cgroup_without_memory_is_named() -> Result<()> {
     workload.send(&format!("allocate {}", 128 << 20))?;
     expect::exactly("status", agent::ending(workload.wait()?), (None, Some(libc::SIGKILL)))?;
     let pid = workload.pid();
-    let event = agent.event("the victim", |event| event["event"] == "oom_victim" && event["pid"] == pid)?;
-    expect::exactly("its name", json::text(&event, "command")?, "workload")?;
-    expect::exactly("its cgroup", json::text(&event, "cgroup")?, &cgroup.path())?;
-    let exit = agent.event("its exit", |event| event["event"] == "exit" && event["pid"] == pid)?;
-    expect::exactly("cgroup it exited in", json::text(&exit, "cgroup")?, &cgroup.path())?;
-    let order = agent.events(|event| event["pid"] == pid)?;
-    let order: Vec<&str> = order.iter().filter_map(|event| event["event"].as_str()).collect();
-    let place = |kind: &str| order.iter().position(|event| *event == kind);
-    ensure!(place("oom_victim") < place("exit"), "the exit is told before its cause: {order:?}");
-    ensure!(json::count(&event, "time_ns")? <= json::count(&exit, "time_ns")?, "{event} is younger than {exit}");
-    check_memory_when_killed(&event, pid)?;
+    check_victim(&agent, pid, &cgroup.path())?;
     agent.settle()?;
     let process = agent.process(pid)?;
     expect::exactly("killed for memory", &process["oom_killed"], &Value::Bool(true))?;
@@ -204,6 +194,21 @@ fn the_victim_of_a_cgroup_without_memory_is_named() -> Result<()> {
     // Some 8,192 pages fit.
     expect::between("faults until then", 7_000, all_faults(&process)?, 16_000)?;
     agent.stop()
+}
+
+/// A workload that was killed for want of memory is told: what it was, where, with what, and before its exit.
+pub(crate) fn check_victim(agent: &Agent, pid: u32, cgroup: &str) -> Result<()> {
+    let event = agent.event("the victim", |event| event["event"] == "oom_victim" && event["pid"] == pid)?;
+    expect::exactly("its name", json::text(&event, "command")?, "workload")?;
+    expect::exactly("its cgroup", json::text(&event, "cgroup")?, cgroup)?;
+    let exit = agent.event("its exit", |event| event["event"] == "exit" && event["pid"] == pid)?;
+    expect::exactly("cgroup it exited in", json::text(&exit, "cgroup")?, cgroup)?;
+    let order = agent.events(|event| event["pid"] == pid)?;
+    let order: Vec<&str> = order.iter().filter_map(|event| event["event"].as_str()).collect();
+    let place = |kind: &str| order.iter().position(|event| *event == kind);
+    ensure!(place("oom_victim") < place("exit"), "the exit is told before its cause: {order:?}");
+    ensure!(json::count(&event, "time_ns")? <= json::count(&exit, "time_ns")?, "{event} is younger than {exit}");
+    check_memory_when_killed(&event, pid)
 }
 
 /// What a victim had in memory, against the line of the kernel's log, which is of the same moment.

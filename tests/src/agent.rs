@@ -22,8 +22,8 @@ use tempfile::TempDir;
 
 /// Variables that are not settings, which the agent under test keeps.
 const KEPT_VARIABLES: [&str; 2] = ["MONITOR_BIN", "MONITOR_OBJECTS"];
-/// Measurements that may be spoilt one after the other.
-const TRIES: u32 = 12;
+/// How often something is measured in which the kernel skipped runs of programs.
+pub const TRIES: u32 = 12;
 /// The tick of the tests, unless they give one.
 const TICK: [&str; 2] = ["--tick", "200ms"];
 

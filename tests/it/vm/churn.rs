@@ -35,7 +35,7 @@ fn thousands_of_cgroups_leave_no_unknown_id_and_no_growth() -> Result<()> {
     let ends = Ends::follow(&agent, workload.pid())?;
     let below = format!("{}/made-", parent.path());
     let before = cgroups(&agent)?.len();
-    let mut resident = Vec::new();
+    let (mut resident, mut maps) = (Vec::new(), Vec::new());
     let mut time = Duration::ZERO;
     for round in 0..ROUNDS {
         let moments = agent.moments("lifecycle")?;
@@ -60,6 +60,8 @@ fn thousands_of_cgroups_leave_no_unknown_id_and_no_growth() -> Result<()> {
         expect::between(&format!("faults of round {round}"), CGROUPS * PAGES, grown, faults_made)?;
         let unknown = agent.processes()?.iter().filter(|process| process["cgroup"].is_null()).count();
         expect::exactly("processes in a cgroup without a name", unknown, 0)?;
+        let unknown = cgroups(&agent)?.iter().filter(|cgroup| !cgroup["path"].is_string()).count();
+        expect::exactly("cgroups without a name", unknown, 0)?;
         // Made, moved into, left by exit and removed, and renamed where that can be: all of it was told.
         let told = agent.moments("lifecycle")?.since(&moments);
         let each = if rename == "rename" { 6 } else { 5 };
@@ -67,7 +69,9 @@ fn thousands_of_cgroups_leave_no_unknown_id_and_no_growth() -> Result<()> {
         wait_until("removed cgroups to be forgotten", PATIENCE, || {
             Ok((cgroups(&agent)?.len() <= before + 2).then_some(()))
         })?;
-        resident.push(json::count(&agent.get("/v1/health")?, "cost.resident_bytes")?);
+        let health = agent.get("/v1/health")?;
+        resident.push(json::count(&health, "cost.resident_bytes")?);
+        maps.push(json::count(&health, "cost.map_bytes")?);
     }
     let (cgroups, each_minute) = (ROUNDS as f64 * CGROUPS as f64, 60.0 / time.as_secs_f64());
     ensure!(cgroups * each_minute >= 2000.0, "{cgroups} cgroups in {time:?}: that is no churn of 2,000 in a minute");
@@ -76,6 +80,7 @@ fn thousands_of_cgroups_leave_no_unknown_id_and_no_growth() -> Result<()> {
     // round: one that grows by less shows that none are.
     let least = resident.windows(2).map(|rounds| rounds[1].saturating_sub(rounds[0])).min();
     ensure!(least < Some(CGROUPS * 768), "resident memory grows: {resident:?}");
+    ensure!(maps.last() <= maps.get(1), "the kernel's maps grow: {maps:?}");
     agent.stop()
 }
 

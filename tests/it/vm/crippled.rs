@@ -43,6 +43,7 @@ fn bare_without_pressure_information_and_tracefs() -> Result<()> {
     let reason = json::at(&report, "facts.pressure.Err")?.as_str().context("no reason")?;
     ensure!(reason.contains("/proc/pressure/memory"), "it does not say why there is no pressure: {reason}");
     let agent = Agent::start(&[])?;
+    ensure!(agent.words().contains(reason), "the agent does not say so: {}", agent.words());
     best_rungs(&agent, &expected)?;
     counts(&agent)?;
     let host = agent.get("/v1/host")?;

@@ -38,6 +38,8 @@ fn ladder(source: &str) -> Result<Vec<String>> {
 fn every_source_takes_the_best_rung_that_this_kernel_is_known_to_hold() -> Result<()> {
     let _machine = Machine::claim()?;
     let (expected, report) = (Expected::here()?, doctor(&[])?);
+    let known: Vec<_> = json::list(&report, "sources")?.iter().filter_map(|told| told["source"].as_str()).collect();
+    ensure!(known.iter().all(|name| SOURCES.contains(name)), "the matrix does not know each of {known:?}");
     let mut taken = serde_json::Map::new();
     for name in SOURCES {
         let told = source(&report, name)?;
@@ -90,8 +92,13 @@ fn every_function_and_tracepoint_has_the_arguments_that_the_programs_know() -> R
     let _machine = Machine::claim()?;
     let report = doctor(&[])?;
     expect::exactly("changed hooks", json::at(&report, "facts.changed")?, &json!({}))?;
-    let expected = Expected::here()?.arguments()?;
-    expect::exactly("arguments that differ", json::at(&report, "facts.arguments")?, &expected)
+    let expected = Expected::here()?;
+    expect::exactly("arguments that differ", json::at(&report, "facts.arguments")?, &expected.arguments()?)?;
+    for helper in ["task_helper", "registers_helper"] {
+        let presence = if expected.has(helper)? { "yes" } else { "no" };
+        expect::exactly(helper, json::text(&report, &format!("facts.{helper}"))?, presence)?;
+    }
+    Ok(())
 }
 
 #[test]

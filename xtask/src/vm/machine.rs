@@ -75,6 +75,8 @@ pub(crate) struct Report {
     pub(crate) told: Vec<Value>,
     /// Tests that passed, over all steps.
     pub(crate) passed: usize,
+    /// The test that had begun last and did not end.
+    pub(crate) running: Option<String>,
     pub(crate) seconds: f64,
     /// Why it is not a success; empty where it is one.
     pub(crate) failures: Vec<String>,
@@ -218,25 +220,29 @@ impl Emulator {
         }
         drop(send);
         let mut console = Console::default();
+        let mut hear = |line: String| {
+            console.line(&line);
+            writeln!(log, "[{:7.2}] {line}", start.elapsed().as_secs_f64()).context("cannot write the log")
+        };
         let timed_out = loop {
             let Some(left) = self.limit.checked_sub(start.elapsed()) else { break true };
             match lines.recv_timeout(left) {
-                Ok(line) => {
-                    writeln!(log, "[{:7.2}] {line}", start.elapsed().as_secs_f64()).context("cannot write the log")?;
-                    console.line(&line);
-                }
+                Ok(line) => hear(line)?,
                 Err(mpsc::RecvTimeoutError::Timeout) => break true,
                 Err(mpsc::RecvTimeoutError::Disconnected) => break false,
             }
         };
         if timed_out {
-            // It may end at this very moment.
+            // It may end at this very moment. Then comes its last line, which had no end: of the test that hangs.
             let _ = child.0.kill();
+            lines.iter().try_for_each(&mut hear)?;
         }
         let status = child.0.wait().context("wait for the emulator")?.code();
         let mut report = console.report(boot.plan, status);
         if timed_out {
-            report.failures.insert(0, format!("it hung, or took longer than {} s", self.limit.as_secs()));
+            let limit = self.limit.as_secs();
+            let at = report.running.as_ref().map(|test| format!(", in test {test}")).unwrap_or_default();
+            report.failures.insert(0, format!("it hung, or took longer than {limit} s{at}"));
         }
         report.seconds = start.elapsed().as_secs_f64();
         Ok(report)
@@ -273,6 +279,7 @@ struct Console {
     /// Steps that ended, and whether well.
     steps: Vec<(String, bool, String)>,
     passed: usize,
+    running: Option<String>,
     failed: Vec<String>,
     alarms: Vec<String>,
     errors: Vec<String>,
@@ -290,8 +297,11 @@ impl Console {
             let passed =
                 result.split_once(". ").and_then(|(_, counts)| counts.split_once(" passed")?.0.parse::<usize>().ok());
             self.passed += passed.unwrap_or(0);
-        } else if let Some(name) = line.strip_prefix("test ").and_then(|rest| rest.strip_suffix(" ... FAILED")) {
-            self.failed.push(name.to_owned());
+        } else if let Some((name, outcome)) = line.strip_prefix("test ").and_then(|rest| rest.split_once(" ... ")) {
+            self.running = outcome.is_empty().then(|| name.to_owned());
+            if outcome == "FAILED" {
+                self.failed.push(name.to_owned());
+            }
         } else if ALARMS.iter().any(|alarm| line.contains(alarm)) {
             self.alarms.push(line.to_owned());
         }
@@ -335,7 +345,14 @@ impl Console {
         if self.release.is_none() {
             failures.push("it did not say which kernel it is".to_owned());
         }
-        Report { release: self.release, told: self.told, passed: self.passed, seconds: 0.0, failures }
+        Report {
+            release: self.release,
+            told: self.told,
+            passed: self.passed,
+            running: self.running,
+            seconds: 0.0,
+            failures,
+        }
     }
 }
 
@@ -392,6 +409,13 @@ mod tests {
             let failures = report(&[&GOOD[..], &[&line]].concat(), SUCCEEDED).failures;
             assert!(failures.iter().any(|failure| failure.contains(complaint)), "{complaint}: {failures:?}");
         }
+    }
+
+    #[test]
+    fn the_test_that_did_not_end_is_known() {
+        let running = |lines: &[&str]| report(lines, FAILED).running;
+        assert_eq!(running(&[GOOD[0], "test a::x ... ok", "test a::y ... "]).as_deref(), Some("a::y"));
+        assert_eq!(running(&[GOOD[0], "test a::y ... ok"]), None);
     }
 
     #[test]
