@@ -12,10 +12,12 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Apt {
     directory: PathBuf,
+    /// What went wrong with some suites: that of an old release is gone from the mirror one day.
+    pub(crate) complaint: Option<anyhow::Error>,
 }
 
 impl Apt {
-    /// Fetches the indices of these suites from the mirrors that this machine is configured with.
+    /// Fetches the indices of these suites, or of those that can be had, from the mirrors that this machine is configured with.
     pub(crate) fn update<'a>(directory: &Path, suites: impl IntoIterator<Item = &'a str>) -> Result<Self> {
         for tool in ["apt-get", "apt-cache", "dpkg-deb", "tar"] {
             if process::find_program(tool).is_none() {
@@ -24,7 +26,7 @@ impl Apt {
                 );
             }
         }
-        let apt = Self { directory: directory.join("apt") };
+        let mut apt = Self { directory: directory.join("apt"), complaint: None };
         for part in ["lists/partial", "cache/archives/partial", "state"] {
             let path = apt.directory.join(part);
             fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
@@ -35,8 +37,8 @@ impl Apt {
         let mirrors = process::output(&mut targets).context("this machine has no apt")?;
         fs::write(apt.directory.join("sources.list"), sources(&mirrors, suites)?)
             .context("cannot write apt's sources")?;
-        process::run_unseen(apt.command("apt-get").args(["--quiet=2", "update"]))
-            .context("cannot fetch package indices")?;
+        let updated = process::run_unseen(apt.command("apt-get").args(["--quiet=2", "update"]));
+        apt.complaint = updated.context("cannot fetch all package indices").err();
         Ok(apt)
     }
 

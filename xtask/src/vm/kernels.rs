@@ -101,7 +101,10 @@ pub(crate) fn fetch(
     let packages = Apt::update(directory, suites);
     let fetch_one = |kernel: &'static Kernel| {
         let fetched = match &packages {
-            Ok(apt) => kernel.fetch(apt, directory),
+            Ok(apt) => kernel.fetch(apt, directory).map_err(|error| match &apt.complaint {
+                Some(complaint) => anyhow::anyhow!("{error:#}; {complaint:#}"),
+                None => error,
+            }),
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
         // What was fetched before is as good as what it was fetched from.
