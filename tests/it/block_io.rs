@@ -203,17 +203,21 @@ fn every_operation_on_a_device_is_exact_by_process_and_by_device() -> Result<()>
     for (command, expected) in runs {
         expect::exactly(&command, made_of(&agent, &device, &mut workload, &command)?, expected)?;
     }
-    let (process, lost) = (agent.process(workload.pid())?, lost(&agent)?);
-    for latency in ["queue_latency", "device_latency"] {
-        let (count, all) = (json::count(&process, &format!("block_io.{latency}.count"))?, all_operations(&process)?);
-        expect::between(latency, all - lost, count, all)?;
-    }
+    latencies_are_of_all(&agent, workload.pid())?;
     agent.stop()
 }
 
-pub(crate) fn all_operations(process: &Value) -> Result<u64> {
+/// Each operation of a process has its time in the queue and in the device, but for what is told as lost.
+pub(crate) fn latencies_are_of_all(agent: &Agent, pid: u32) -> Result<()> {
+    let (process, lost) = (agent.process(pid)?, lost(agent)?);
     let operations = ["read", "write", "flush", "discard", "other"];
-    operations.iter().map(|o| json::count(process, &format!("block_io.{o}_ops_total"))).sum()
+    let counts = operations.iter().map(|o| json::count(&process, &format!("block_io.{o}_ops_total")));
+    let all: u64 = counts.sum::<Result<_>>()?;
+    for latency in ["queue_latency", "device_latency"] {
+        let count = json::count(&process, &format!("block_io.{latency}.count"))?;
+        expect::between(latency, all - lost, count, all)?;
+    }
+    Ok(())
 }
 
 /// What a command makes of a device that nobody else uses, by the device as by the process. Made again where runs of programs were

@@ -2,7 +2,7 @@
 
 use super::expected::Expected;
 use crate::{
-    block_io::{all_operations, made_of, warm_workload},
+    block_io::{latencies_are_of_all, made_of, warm_workload},
     lifecycle::check_victim,
 };
 use anyhow::{Context, Result, ensure};
@@ -231,14 +231,8 @@ fn what_is_joined_and_split_is_the_devices_own_count_by_every_rung() -> Result<(
         ] {
             made_of(&agent, &device, &mut workload, &command).with_context(|| format!("by {rung}"))?;
         }
-        let coverage = agent.coverage("block_io")?;
-        expect::exactly("rung", json::text(&coverage, "rung")?, rung)?;
-        let (process, lost) = (agent.process(workload.pid())?, json::count(&coverage, "lost_total")?);
-        for latency in ["queue_latency", "device_latency"] {
-            let count = json::count(&process, &format!("block_io.{latency}.count"))?;
-            let all = all_operations(&process)?;
-            expect::between(&format!("{latency} by {rung}"), all - lost, count, all)?;
-        }
+        expect::exactly("rung", json::text(&agent.coverage("block_io")?, "rung")?, rung)?;
+        latencies_are_of_all(&agent, workload.pid()).with_context(|| format!("by {rung}"))?;
         agent.stop()?;
     }
     Ok(())

@@ -91,6 +91,13 @@ struct Matrix {
     offline: bool,
 }
 
+impl Matrix {
+    /// Whether nothing narrows down what runs on each machine.
+    fn runs_all_tests(&self) -> bool {
+        self.test.is_none() && self.exec.is_none() && !self.smoke
+    }
+}
+
 /// A kind of host, made of a kernel's command line, and the tests that belong there.
 struct Host {
     name: &'static str,
@@ -245,8 +252,7 @@ impl Job<'_> {
 
     /// Whether it does without the tests of what is the agent's own doing.
     fn is_spared_user_space(&self, options: &Matrix) -> bool {
-        let all = options.test.is_none() && options.exec.is_none() && !options.smoke;
-        all && self.host.tests == OF_ALL_KINDS && self.image.kernel.is_between()
+        options.runs_all_tests() && self.host.tests == OF_ALL_KINDS && self.image.kernel.is_between()
     }
 
     fn name(&self) -> String {
@@ -326,7 +332,7 @@ fn tell_left_out(kernels: &[&Kernel], jobs: &VecDeque<Job<'_>>, options: &Matrix
 /// The machines to run, round by round: those with the most tests first, so that none is left over at the end, and of them the
 /// newest kernel, of which the least is known.
 fn jobs<'a>(fetched: &'a [Fetched], options: &Matrix) -> VecDeque<Job<'a>> {
-    let all = !options.smoke && options.exec.is_none() && options.test.is_none();
+    let all = options.runs_all_tests();
     let is_wanted = |host: &Host| match options.hosts.as_slice() {
         [] => all || host.name == "v2" || options.smoke && options.test.is_none() && host.lacks_something(),
         names => names.iter().any(|name| name == host.name),
@@ -387,8 +393,7 @@ fn rows(ended: &[Ended]) -> Vec<table::Row> {
 
 /// The kernels of which some machine was to tell its rungs, and none did.
 fn mute(fetched: &[Fetched], rows: &[table::Row], options: &Matrix) -> Vec<&'static str> {
-    let is_to_tell = options.test.is_none()
-        && options.exec.is_none()
+    let is_to_tell = (options.smoke && options.test.is_none() || options.runs_all_tests())
         && (options.hosts.is_empty() || options.hosts.iter().any(|host| host == "v2"));
     let kernels = fetched.iter().filter(|(_, image)| is_to_tell && image.is_ok()).map(|(kernel, _)| kernel.name);
     kernels.filter(|kernel| rows.iter().all(|row| row.kernel != *kernel)).collect()
