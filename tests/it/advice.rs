@@ -94,7 +94,7 @@ fn two_recordings_side_by_side_tell_how_much_larger_one_was() -> Result<()> {
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let told: Value = serde_json::from_slice(&output.stdout)?;
     let is_workload = |one: &&Value| one["subject"] == "tree workload serve";
-    let told = json::list(&told, "subjects")?.iter().find(is_workload).with_context(|| format!("{told:#}"))?;
+    let told = json::list(&told, "subjects")?.iter().find(is_workload).with_context(|| format!("{told}"))?;
     for (side, peak) in ["a", "b"].into_iter().zip(peaks) {
         let told = json::count(told, &format!("{side}.peak_bytes"))?;
         ensure!(told.abs_diff(peak) < MIB, "{side}: {told} bytes are told, {peak} were there");

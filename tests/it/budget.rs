@@ -55,7 +55,7 @@ fn settled(agent: &Agent, server: &Server, workers: u64) -> Result<Value> {
         let is_whole = json::list(&told, "remarks")?.iter().all(|remark| !remark.to_string().contains("processes"));
         Ok((told["workers"] == workers && private > LOADED && is_whole).then_some(told))
     })
-    .with_context(|| format!("{:#}", budget(agent, server.pid()).unwrap_or_default()))
+    .with_context(|| format!("{}", budget(agent, server.pid()).unwrap_or_default()))
 }
 
 /// By how much an estimate is off, as a share of the truth.
@@ -77,17 +77,17 @@ fn one_more_worker_takes_what_the_budget_says_and_preloading_saves_no_more() -> 
 
     let private = json::count(&told, "worker.private_bytes")?;
     let whole = json::count(&told, "baseline_bytes")? + u64::from(WORKERS) * private;
-    ensure!(error(whole, before) < 0.1, "{whole} bytes in all, {before} by smaps_rollup: {told:#}");
+    ensure!(error(whole, before) < 0.1, "{whole} bytes in all, {before} by smaps_rollup: {told}");
 
     server.signal(libc::SIGTTIN)?;
     let after = proportional(&server, WORKERS as usize + 1)?;
     let (one_more, truth) = (json::count(&told, "one_more_worker_bytes")?, after - before);
     eprintln!("one more worker: {one_more} bytes, in truth {truth}: {:.2} % off", error(one_more, truth) * 100.0);
-    ensure!(error(one_more, truth) < 0.1, "one more worker takes {truth} bytes, not {one_more}: {told:#}");
+    ensure!(error(one_more, truth) < 0.1, "one more worker takes {truth} bytes, not {one_more}: {told}");
     let again = settled(&agent, &server, u64::from(WORKERS) + 1)?;
     let fixed = |told: &Value| json::count(told, "baseline_bytes");
     let moved = fixed(&again)?.abs_diff(fixed(&told)?);
-    ensure!(moved < 4 * MIB, "the baseline went by {moved} bytes from {told:#} to {again:#}");
+    ensure!(moved < 4 * MIB, "the baseline went by {moved} bytes from {told} to {again}");
 
     let limit = json::count(&told, "limit_bytes")? - json::count(&told, "others_bytes")? - fixed(&told)?;
     expect::exactly("workers that fit", json::count(&told, "most_workers")?, limit / one_more)?;
@@ -103,7 +103,7 @@ fn one_more_worker_takes_what_the_budget_says_and_preloading_saves_no_more() -> 
     eprintln!("preloading: {bound} bytes at most, in truth {saved}");
     ensure!(
         saved <= bound + MIB && bound <= saved + saved / 5,
-        "it saves {saved} bytes, and {bound} at most: {told:#}"
+        "it saves {saved} bytes, and {bound} at most: {told}"
     );
     let nothing = wait_until("the budget of the one that preloads", SPLITTING, || {
         let told = budget(&agent, preloading.pid())?;
@@ -174,7 +174,7 @@ fn what_requests_hold_is_fitted_and_as_many_as_are_told_fit() -> Result<()> {
         error(value, truth) * 100.0
     );
     expect::between("what a request holds", low, truth, high)?;
-    ensure!(error(value, HELD) < 0.05 && high - low < HELD / 4, "{told:#}");
+    ensure!(error(value, HELD) < 0.05 && high - low < HELD / 4, "{told}");
     expect::exactly("most requests at once", json::count(&told, "concurrent_requests_peak")?, most)?;
     expect::exactly("limit", json::count(&told, "limit_bytes")?, LIMIT)?;
     expect::exactly("whose", json::text(&told, "limit_source")?, group.path().as_str())?;
@@ -184,7 +184,7 @@ fn what_requests_hold_is_fitted_and_as_many_as_are_told_fit() -> Result<()> {
         let baseline = told["baseline_bytes"].as_u64().unwrap_or(0);
         Ok((error(baseline, proportional) < 0.1).then_some(told))
     })
-    .with_context(|| format!("{:#}", budget(&agent, server.pid()).unwrap_or_default()))?;
+    .with_context(|| format!("{}", budget(&agent, server.pid()).unwrap_or_default()))?;
     agent.stop()?;
 
     // A recording answers alike.

@@ -70,7 +70,7 @@ fn tree_when(agent: &Agent, root: u32, what: &str, fits: impl Fn(&Value) -> bool
         Ok(json::list(&answer, "trees")?.iter().find(|tree| tree["pid"] == root).filter(|tree| fits(tree)).cloned())
     };
     wait_until(what, PATIENCE, look)
-        .with_context(|| format!("{:#}", agent.get("/v1/trees?limit=100000").unwrap_or_default()))
+        .with_context(|| format!("{}", agent.get("/v1/trees?limit=100000").unwrap_or_default()))
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn memory_of_a_cgroup_is_what_its_files_say() -> Result<()> {
             let all = if version_2 { V2 } else { V1 }.iter().map(agree).collect::<Result<Vec<bool>>>()?;
             Ok(all.iter().all(|agree| *agree).then_some(()))
         })
-        .with_context(|| format!("{:#}", cgroup(&agent, &of.path()).unwrap_or_default()["memory"]))?;
+        .with_context(|| format!("{}", cgroup(&agent, &of.path()).unwrap_or_default()["memory"]))?;
         let told = cgroup(&agent, &of.path())?;
         expect::exactly("limit", json::count(&told, "memory.limit_bytes")?, 256 * MIB)?;
         expect::exactly("who sets it", json::text(&told, "memory.limit_source")?, outer.path().as_str())?;
@@ -117,7 +117,7 @@ fn time_and_pressure_of_a_cgroup_are_what_its_files_say() -> Result<()> {
                 && told["cpu"]["pressure"]["some"]["seconds_total"].as_f64() == waited;
             Ok((agree && used > 0.0).then_some(()))
         })
-        .with_context(|| format!("{:#}", cgroup(&agent, &group.path()).unwrap_or_default()["cpu"]))?;
+        .with_context(|| format!("{}", cgroup(&agent, &group.path()).unwrap_or_default()["cpu"]))?;
     } else {
         // Only the memory controller has this cgroup.
         let told = cgroup(&agent, &group.path())?;
@@ -233,7 +233,7 @@ fn memory_and_time_of_a_process_are_what_proc_says() -> Result<()> {
         ];
         Ok(agree.iter().all(|agree| *agree).then_some(()))
     })
-    .with_context(|| format!("{:#}", agent.process(pid).unwrap_or_default()))?;
+    .with_context(|| format!("{}", agent.process(pid).unwrap_or_default()))?;
     // What is its own comes when the budget has room for it.
     soon("what is its own", || {
         let unique: u64 = ["Private_Clean", "Private_Dirty"]
