@@ -11,13 +11,13 @@ use crate::{
     time::BootTime,
     units::show_duration,
 };
-use nvml::Session;
+use nvml::{NamesByIndex, Session};
 use std::{
     collections::BTreeSet,
     convert::Infallible,
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{self, Receiver, RecvTimeoutError, Sender},
     },
     thread,
@@ -44,6 +44,8 @@ pub struct GpuReader {
 struct Asking {
     settings: Settings,
     publisher: watch::Sender<Arc<GpuReading>>,
+    /// A worker's for as long as it runs.
+    names: Arc<Mutex<NamesByIndex>>,
     worker: Option<Worker>,
     /// No new worker before this moment.
     next: BootTime,
@@ -60,8 +62,13 @@ impl GpuReader {
         let unanswered = Arc::new(first);
         let (publisher, readings) = watch::channel(Arc::clone(&unanswered));
         let settings = config.gpu.clone();
-        let asking =
-            config.gpu_monitoring.then(|| Asking { settings, publisher, worker: None, next: BootTime::default() });
+        let asking = config.gpu_monitoring.then(|| Asking {
+            settings,
+            publisher,
+            names: Arc::default(),
+            worker: None,
+            next: BootTime::default(),
+        });
         Self { readings, unanswered, asking, log: Log::default() }
     }
 
@@ -105,7 +112,7 @@ impl Asking {
         }
         self.worker = None;
         self.next = BootTime(now.0.saturating_add(nanoseconds(self.settings.retry)));
-        match Worker::start(self.settings.clone(), self.publisher.clone()) {
+        match Worker::start(self.settings.clone(), self.publisher.clone(), Arc::clone(&self.names)) {
             Ok(worker) => self.worker = Some(worker),
             Err(error) => publish_lost(&self.publisher, format!("no thread can be started to ask the driver: {error}")),
         }
@@ -121,13 +128,18 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(settings: Settings, publisher: watch::Sender<Arc<GpuReading>>) -> io::Result<Self> {
+    fn start(
+        settings: Settings,
+        publisher: watch::Sender<Arc<GpuReading>>,
+        names: Arc<Mutex<NamesByIndex>>,
+    ) -> io::Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let (ending, ended) = mpsc::channel();
         let thread = thread::Builder::new().name("gpu".to_owned()).spawn(move || {
             // Dropped last, when the driver has been let go.
             let _ending = ending;
-            ask(&settings, &publisher, &stopped);
+            let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
+            ask(&settings, &publisher, &mut names, &stopped);
         })?;
         Ok(Self { stop: Some(stop), ended, thread: Some(thread) })
     }
@@ -149,8 +161,13 @@ impl Drop for Worker {
 
 /// Asks until it is told to stop, or the driver is lost, or a GPU has been lost for so long that the driver is to be
 /// asked afresh: it forgets a lost GPU only then.
-fn ask(settings: &Settings, publisher: &watch::Sender<Arc<GpuReading>>, stopped: &Receiver<Infallible>) {
-    let mut session = match Session::begin(&settings.library) {
+fn ask(
+    settings: &Settings,
+    publisher: &watch::Sender<Arc<GpuReading>>,
+    names: &mut NamesByIndex,
+    stopped: &Receiver<Infallible>,
+) {
+    let mut session = match Session::begin(&settings.library, names) {
         Ok(session) => session,
         Err(reason) => return publish_lost(publisher, reason),
     };

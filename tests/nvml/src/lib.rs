@@ -4,7 +4,7 @@
 //! agent runs. It has an answer for each function by its C name: at its top for the library's functions, in `gpus[i]` for
 //! those of a GPU, and in `gpus[i].mig[j]` for those of an instance (`null` for a place without one). An answer is a value,
 //! or `{"error": CODE}` with a code of `nvmlReturn_t`; what has none is not supported. `{"delay_ms": {FUNCTION: N}}` at the
-//! top makes a function hang for that long.
+//! top makes a function hang for that long, or until the script no longer says so.
 //!
 //! Prototypes and layouts are those of nvml.h, written down here by themselves, so that they also check those the agent has.
 
@@ -14,7 +14,7 @@ use std::{
     env, fs,
     sync::atomic::{AtomicU32, Ordering::SeqCst},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// The variable that names the script.
@@ -84,14 +84,18 @@ struct Call {
 }
 
 impl Call {
-    /// Reads the script, and hangs where that says so.
+    /// Reads the script, and hangs for as long as that says so.
     fn begin(function: &'static str) -> Result<Self, u32> {
-        let script = env::var_os(SCRIPT).and_then(|path| fs::read(path).ok());
-        let script = script.and_then(|text| serde_json::from_slice::<Value>(&text).ok()).ok_or(code::UNKNOWN)?;
-        if let Some(delay) = script["delay_ms"][function].as_u64() {
-            thread::sleep(Duration::from_millis(delay));
+        let begin = Instant::now();
+        loop {
+            let script = env::var_os(SCRIPT).and_then(|path| fs::read(path).ok());
+            let script = script.and_then(|text| serde_json::from_slice::<Value>(&text).ok()).ok_or(code::UNKNOWN)?;
+            let delay = Duration::from_millis(script["delay_ms"][function].as_u64().unwrap_or_default());
+            if begin.elapsed() >= delay {
+                return Ok(Self { function, script });
+            }
+            thread::sleep(Duration::from_millis(10));
         }
-        Ok(Self { function, script })
     }
 
     /// As [`Self::begin`], for functions that need an initialised library.

@@ -15,7 +15,11 @@ use nvml_wrapper::{
     error::NvmlError,
     struct_wrappers::device::{DeviceAttributes, ProcessInfo},
 };
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    sync::Arc,
+};
 
 /// No chip is hotter: what is above is a sentinel.
 const CELSIUS_MAX: u32 = 250;
@@ -29,21 +33,25 @@ const LIST_TRIES: usize = 3;
 const MIG_ENABLED: u32 = 1;
 
 /// The library, loaded and initialised; unloaded on drop.
-pub(super) struct Session {
+pub(super) struct Session<'a> {
     nvml: Nvml,
-    /// Names of the GPUs by their number: a lost one no longer tells its own.
-    names: BTreeMap<u32, Names>,
+    names: &'a mut NamesByIndex,
+    /// GPUs that have told their names in this session.
+    told: BTreeSet<u32>,
 }
 
+/// Names of the GPUs by their number, which outlive a session: a lost one no longer tells its own, in the next session either.
+pub(super) type NamesByIndex = BTreeMap<u32, Names>;
+
 #[derive(Clone, Default)]
-struct Names {
+pub(super) struct Names {
     uuid: Option<String>,
     name: Option<String>,
 }
 
-impl Session {
+impl<'a> Session<'a> {
     /// Loads and initialises the library. An error says in one line why not.
-    pub(super) fn begin(library: &Path) -> Result<Self, String> {
+    pub(super) fn begin(library: &Path, names: &'a mut NamesByIndex) -> Result<Self, String> {
         if cfg!(target_feature = "crt-static") {
             return Err("this agent is linked statically and can load no driver's library: \
                         use one that is linked dynamically"
@@ -55,7 +63,7 @@ impl Session {
             }
             error => format!("{} cannot be initialised: {error}", library.display()),
         })?;
-        Ok(Self { nvml, names: BTreeMap::new() })
+        Ok(Self { nvml, names, told: BTreeSet::new() })
     }
 
     pub(super) fn driver_version(&self) -> String {
@@ -78,17 +86,18 @@ impl Session {
     fn read_gpu(&mut self, index: u32) -> Result<Gpu, NvmlError> {
         let time = BootTime::now();
         let read = self.nvml.device_by_index(index).and_then(|device| {
-            let names = self.names.entry(index).or_insert_with(|| Names::of(&device));
-            Ok(Gpu { uuid: names.uuid.clone(), name: names.name.clone(), ..read_device(&device)? })
-        });
-        match read {
-            Ok(gpu) => Ok(Gpu { time, index, ..gpu }),
-            Err(error) if is_loss_of_the_driver(&error) => Err(error),
-            Err(error) => {
-                let Names { uuid, name } = self.names.get(&index).cloned().unwrap_or_default();
-                Ok(Gpu { time, index, uuid, name, failure: Some(error.to_string()), ..Gpu::default() })
+            if self.told.insert(index) {
+                self.names.insert(index, Names::of(&device));
             }
-        }
+            read_device(&device)
+        });
+        let gpu = match read {
+            Ok(gpu) => gpu,
+            Err(error) if is_loss_of_the_driver(&error) => return Err(error),
+            Err(error) => Gpu { failure: Some(error.to_string()), ..Gpu::default() },
+        };
+        let Names { uuid, name } = self.names.get(&index).cloned().unwrap_or_default();
+        Ok(Gpu { time, index, uuid, name, ..gpu })
     }
 }
 
