@@ -11,10 +11,7 @@ pub struct BootTime(pub u64);
 impl BootTime {
     /// The moment of the call.
     pub fn now() -> Self {
-        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `now` is a valid timespec for the kernel to write; the clock id is a constant every supported kernel knows.
-        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
-        Self(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+        Self(clock_ns(libc::CLOCK_BOOTTIME))
     }
 
     /// The wall clock's time at that moment, past or to come, by what both clocks show now.
@@ -27,4 +24,16 @@ impl BootTime {
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
+}
+
+/// What the calling thread has had of the processors so far: without what it waited for them, or for locks.
+pub fn thread_cpu_time() -> Duration {
+    Duration::from_nanos(clock_ns(libc::CLOCK_THREAD_CPUTIME_ID))
+}
+
+fn clock_ns(clock: libc::clockid_t) -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid timespec for the kernel to write; the clock ids are constants every supported kernel knows.
+    unsafe { libc::clock_gettime(clock, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }

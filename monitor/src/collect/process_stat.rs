@@ -17,7 +17,7 @@ use super::{
 use crate::{
     ids::{CgroupId, ProcessId, ProcessKey},
     reading::{ProcessChange, ProcessReading},
-    time::BootTime,
+    time::{BootTime, thread_cpu_time},
 };
 use std::{
     cmp::Reverse,
@@ -34,7 +34,7 @@ const REST: u32 = 8;
 const FULL_EVERY: u64 = 16;
 /// Or when its resident memory has changed by so much, or by a sixteenth.
 const FULL_BYTES: u64 = 1 << 20;
-/// Share of all time that smaps_rollup may take: reading it walks a process's page tables, which takes 20 us of a small one
+/// Share of a processor's time that smaps_rollup may take: reading it walks a process's page tables, which takes 20 us of a small one
 /// and milliseconds of a large one.
 const SHARES_RATIO: f64 = 0.002;
 /// So many seconds of it are saved up at most, and there to begin with.
@@ -59,7 +59,8 @@ pub struct ProcessStat {
     budget: Budget,
     tick: u64,
     now: BootTime,
-    /// When shares were last thought of, and how many seconds for them were left: one that took longer leaves a debt.
+    /// When shares were last thought of, and how many seconds of a processor's time for them were left: one that took longer
+    /// leaves a debt.
     shares_time: Option<(Instant, f64)>,
     buffer: Buffer,
 }
@@ -283,12 +284,13 @@ impl ProcessStat {
             (left + now.duration_since(before).as_secs_f64() * SHARES_RATIO).min(SHARES_SAVED)
         });
         for (.., key) in self.wishes.iter().take(SHARES_COUNT).copied().collect::<Vec<_>>() {
-            if left <= 0.0 {
+            // No tick waits long for processes that change their mappings all the time.
+            if left <= 0.0 || now.elapsed().as_secs_f64() >= SHARES_SAVED {
                 break;
             }
-            let start = Instant::now();
+            let start = thread_cpu_time();
             self.split(key, readings);
-            left -= start.elapsed().as_secs_f64();
+            left -= thread_cpu_time().saturating_sub(start).as_secs_f64();
         }
         self.shares_time = Some((now, left));
     }
