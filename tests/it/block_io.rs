@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::{fs, io::Write};
+use std::{fs, io::Write, thread};
 use tests::{
     Agent, LoopDevice, Machine, Workload,
     agent::{Measured, TRIES},
@@ -25,6 +25,8 @@ const REUSE_BLOCKS: u64 = 2000;
 /// Blocks of a run while the machine is busy: so many that completions interrupt everything else that goes on.
 const BUSY_BLOCKS: u64 = 20_000;
 const BLOCK_BYTES: u64 = 4096;
+/// At most one of so many completions is not seen, where some are not.
+const UNSEEN_PART: u64 = 20;
 
 /// What a process's counters grew by.
 fn grown(measured: &Measured) -> Result<Stat> {
@@ -76,7 +78,10 @@ impl<'a> Watched<'a> {
         let told = of_device(self.agent, self.device.name())?.since(&self.told);
         let name = self.device.name();
         ensure!(told.is_but_for(&kernel, lost), "{name}: the agent tells {told:?} and {lost} lost, /sys {kernel:?}");
-        Ok((kernel, lost))
+        // What was lost while the count of this device is whole was another one's: a completion that was not seen. A program that
+        // is preempted may leave a process short, and its device not.
+        let is_elsewhere = told == kernel && kernel_release()?.0 < 7;
+        Ok((kernel, if is_elsewhere { 0 } else { lost }))
     }
 }
 
@@ -103,12 +108,16 @@ fn measure_all(
 ) -> Result<(Measured, u64)> {
     let lost_before = lost(agent)?;
     let mut measured = agent.measure(workload, &format!("direct {operation} {path} {blocks} {BLOCK_BYTES}"))?;
-    let mut somebody = warm_workload(path)?;
-    somebody.run(&format!("direct read {path} {REUSE_BLOCKS} {BLOCK_BYTES}"))?;
+    // Each processor goes on with the requests that it used last.
+    for processor in 0..thread::available_parallelism()?.get() {
+        let mut somebody = Workload::start()?;
+        somebody.run(&format!("pin {processor}"))?;
+        somebody.run(&format!("direct read {path} {REUSE_BLOCKS} {BLOCK_BYTES}"))?;
+    }
     agent.settle()?;
     measured.after = agent.process(workload.pid())?;
     let unseen = lost(agent)? - lost_before;
-    expect::between("completions that were not seen", 0, unseen, blocks / 20)?;
+    expect::between("completions that were not seen", 0, unseen, blocks / UNSEEN_PART)?;
     Ok((measured, unseen))
 }
 
@@ -172,12 +181,14 @@ fn plausible_latency(measured: &Measured, name: &str, unseen: u64) -> Result<()>
     let timed = measured.grown(&format!("block_io.{name}.count"))?;
     expect::between(name, DISK_BLOCKS - unseen, timed, DISK_BLOCKS)?;
     let waited = |quantile: &str| json::count(&measured.made, quantile);
-    // A sixteenth for the width of a histogram's buckets.
-    expect::between(name, waited("p50_ns")? / 10, json::count(told, "p50_ns")?, waited("p50_ns")? * 17 / 16)?;
+    // The device is most of the shortest wait. Of a longer one the workload may have stood in line for a processor, which took
+    // the completion at once. A sixteenth for the width of a histogram's buckets.
+    let least = waited("min_ns")? / 2;
+    expect::between(name, least, json::count(told, "p50_ns")?, waited("p50_ns")? * 17 / 16)?;
     // What it did before it measured, to load its program or by a flush, may have taken longer.
     let earlier = json::at(&measured.before, &format!("block_io.{name}"))?["max_ns"].as_u64().unwrap_or(0);
     let most = (waited("max_ns")? * 17 / 16).max(earlier);
-    expect::between(name, waited("p50_ns")? / 2, json::count(told, "max_ns")?, most)?;
+    expect::between(name, least, json::count(told, "max_ns")?, most)?;
     let order = ["p50_ns", "p90_ns", "p99_ns", "max_ns"].map(|quantile| told[quantile].as_u64());
     ensure!(order.is_sorted(), "{name} is not in order: {told}");
     let growth = json::number(&measured.after, "block_io.wait_seconds_total")?
@@ -220,8 +231,8 @@ pub(crate) fn latencies_are_of_all(agent: &Agent, pid: u32) -> Result<()> {
     Ok(())
 }
 
-/// What a command makes of a device that nobody else uses, by the device as by the process. Made again where runs of programs were
-/// skipped, which is told as lost.
+/// What a command makes of a device that nobody else uses, by the device as by the process. Made again where a request is told
+/// as lost.
 pub(crate) fn made_of(agent: &Agent, device: &LoopDevice, workload: &mut Workload, command: &str) -> Result<Stat> {
     for _ in 0..TRIES {
         let watched = Watched::start(agent, device)?;
@@ -233,7 +244,6 @@ pub(crate) fn made_of(agent: &Agent, device: &LoopDevice, workload: &mut Workloa
             expect::exactly(command, told, by_kernel)?;
             return Ok(told);
         }
-        ensure!(kernel_release()?.0 >= 7, "{command}: {lost} requests are lost");
     }
     bail!("{command}: requests were lost in each of {TRIES} tries")
 }
@@ -326,8 +336,9 @@ fn each_of_several_submitters_is_charged_its_own_whoever_issues() -> Result<()> 
             workload.receive()?;
         }
         let (_, lost) = watched.same_growth()?;
-        // Where a program is preempted in the middle; emulated processors take long over it.
-        let bearable = if kernel_release()?.0 >= 7 { 3 * BLOCKS / 10 } else { 0 };
+        // A few completions that are not seen; or where a program is preempted in the middle, over which emulated processors
+        // take long.
+        let bearable = if kernel_release()?.0 >= 7 { 3 * BLOCKS / 10 } else { 3 * BLOCKS / UNSEEN_PART };
         expect::between("lost requests", 0, lost, bearable)?;
         let mut missing = 0;
         for ((workload, before), bytes) in workloads.iter().zip(&before).zip(sizes) {

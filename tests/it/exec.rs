@@ -25,7 +25,7 @@ use tests::{
 
 /// Debian's own, which starts no other process.
 const PYTHON: &str = "/usr/bin/python3";
-/// Touches so many MiB, waits, and says what the kernel counted of it.
+/// Touches so many MiB, waits so many seconds, in which there is to be a tick, and says what the kernel counted of it.
 const TOUCHES: &str = "
 import json, mmap, os, resource, sys, time
 size = int(sys.argv[1]) << 20
@@ -119,7 +119,7 @@ fn percent_apart(what: &str, told: u64, truth: u64, most: u64) -> Result<()> {
 fn memory_and_faults_are_those_that_the_command_says() -> Result<()> {
     let _machine = Machine::claim()?;
     let place = Place::new()?;
-    let output = place.run(&["--tick", "100ms"], &[PYTHON, "-c", TOUCHES, "256", "1"])?;
+    let output = place.run(&["--tick", "100ms"], &[PYTHON, "-c", TOUCHES, "256", "4"])?;
     expect::exactly("exit code", output.status.code(), Some(0)).with_context(|| words(&output))?;
     // All of standard output is the command's.
     let said: Value = serde_json::from_slice(&output.stdout)?;
@@ -132,7 +132,7 @@ fn memory_and_faults_are_those_that_the_command_says() -> Result<()> {
     percent_apart("faults", json::count(&story, "page_faults.total")?, faults, 2)?;
     ensure!(json::count(&story, "address_space.mapped_bytes_total")? > 256 << 20, "nothing mapped: {story}");
     expect::exactly("processes", json::count(&story, "processes.total")?, 1)?;
-    ensure!(json::number(&story, "duration_seconds")? >= 1.0, "it took longer: {story}");
+    ensure!(json::number(&story, "duration_seconds")? >= 4.0, "it took longer: {story}");
     expect::exactly("exit code told", json::count(&story, "exit_code")?, 0)?;
     ensure!(words(&output).starts_with("monitor: /usr/bin/python3 -c "), "no story: {}", words(&output));
     Ok(())
@@ -183,7 +183,7 @@ fn those_in_other_cgroups_are_of_the_command_and_those_killed_for_want_of_memory
     let enter = format!("echo $$ > {}/cgroup.procs; exec \"$@\"", group.directory().display());
     let inside = |command: &str| format!("sh -c '{enter}' sh {command}");
     fs::write(place.path("touches.py"), TOUCHES)?;
-    let script = inside(&format!("{PYTHON} touches.py 128 1"));
+    let script = inside(&format!("{PYTHON} touches.py 128 4"));
     let output = place.run(&["--tick", "100ms"], &["sh", "-c", &format!("{script}; exit 0")])?;
     let said: Value = serde_json::from_slice(&output.stdout).with_context(|| words(&output))?;
     let story = place.story()?;

@@ -132,9 +132,14 @@ fn time_and_pressure_of_a_cgroup_are_what_its_files_say() -> Result<()> {
             Ok(told.and_then(|told| told["age_seconds"].as_f64()).filter(|age| *age > 3.0))
         })?;
         spinner.send("spin 600000")?;
-        let works = || Ok(agent.process(spinner.pid())?["cpu"]["per_second"].as_f64().filter(|cpus| *cpus > 0.2));
         // A look at it is due after at most 8 ticks; its refresh in a quarter of a minute, on average.
-        wait_until("who works to be seen", Duration::from_secs(5) * slowness(), works)?;
+        let mut ticks = BTreeSet::new();
+        soon("who works to be seen", || {
+            let answer = agent.get(&format!("/v1/processes?pid={}", spinner.pid()))?;
+            ticks.insert(json::count(&answer, "time_ns")?);
+            ensure!(ticks.len() <= 16, "who works is not seen within 16 ticks");
+            Ok(answer["processes"][0]["cpu"]["per_second"].as_f64().filter(|cpus| *cpus > 0.2))
+        })?;
     }
     workload.send("exit 0")?;
     workload.wait()?;
@@ -396,7 +401,13 @@ fn the_machine_is_what_proc_says() -> Result<()> {
     UdpSocket::bind("127.0.0.1:0")?.send_to(&[0; 8192], receiver.local_addr()?)?;
     let loopback_before = statistics("rx_bytes")?;
     ensure!(loopback_before > 8192, "nothing was received by lo");
+    let kib = |name: &str| -> Result<u64> {
+        let meminfo = fs::read_to_string("/proc/meminfo")?;
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
+        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
+    };
     let (stalls_before, reads_before) = (stalls()?, reads()?);
+    let available_before = kib("MemAvailable:")?;
     agent.settle()?;
     let host = agent.get("/v1/host")?;
     let (stalls_after, reads_after) = (stalls()?, reads()?);
@@ -412,16 +423,16 @@ fn the_machine_is_what_proc_says() -> Result<()> {
         let after = after.with_context(|| format!("the kernel has no disk {name}"))?;
         ensure!((before..=after).contains(&told), "{name}: {told} reads, {before} before, {after} after");
     }
-    let meminfo = fs::read_to_string("/proc/meminfo")?;
-    let kib = |name: &str| -> Result<u64> {
-        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)).with_context(|| format!("no {name}"))?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? * 1024)
-    };
     expect::exactly("memory", json::count(&host, "memory.total_bytes")?, kib("MemTotal:")?)?;
     expect::exactly("swap", json::count(&host, "memory.swap_total_bytes")?, kib("SwapTotal:")?)?;
-    let (available, told) = (kib("MemAvailable:")?, json::count(&host, "memory.available_bytes")?);
-    ensure!(available.abs_diff(told) < 256 * MIB, "{told} bytes available, {available} by /proc/meminfo");
-    let cpu = &host["cpu"];
+    let (available_after, told) = (kib("MemAvailable:")?, json::count(&host, "memory.available_bytes")?);
+    // It goes up and down in between.
+    let least = available_before.min(available_after) - 256 * MIB;
+    expect::between("bytes available", least, told, available_before.max(available_after) + 256 * MIB)?;
+    // Nothing is told of two ticks that come so soon one after the other that no time was counted.
+    let cpu = soon("shares of the processors' time", || {
+        Ok(Some(agent.get("/v1/host")?["cpu"].clone()).filter(|cpu| !cpu["idle_ratio"].is_null()))
+    })?;
     let sum: f64 = ["user_ratio", "system_ratio", "iowait_ratio", "steal_ratio", "idle_ratio"]
         .iter()
         .filter_map(|name| cpu[name].as_f64())
@@ -527,8 +538,9 @@ fn what_rests_is_refreshed_within_half_a_minute_and_not_before() -> Result<()> {
         ])
     };
     let (mut before, mut refreshes, mut oldest) = (ages()?, [0; 2], 0.0_f64);
-    let end = Instant::now() + Duration::from_secs_f64(REFRESH + 2.0);
-    while Instant::now() < end {
+    let begin = Instant::now();
+    // A refresh that is due at the end may be a tick or two late; none may be later than its numbers are old.
+    while begin.elapsed().as_secs_f64() < REFRESH + if refreshes.contains(&0) { 12.0 } else { 2.0 } {
         let now = ages()?;
         for (index, refreshed) in refreshes.iter_mut().enumerate() {
             *refreshed += usize::from(now[index] < before[index]);

@@ -48,7 +48,7 @@ impl Operation {
 }
 
 /// `direct read|write PATH BLOCKS BYTES`: one request a block, one after the other, with a block's gap between any two.
-/// Tells how many went well, how many failed, their bytes, and how long the middle one and the longest took.
+/// Tells how many went well, how many failed, their bytes, and how long the shortest, the middle one and the longest took.
 pub(crate) fn direct(arguments: &mut Arguments<'_>, report: &mut Report) -> Result<()> {
     stay_in_memory()?;
     let operation = Operation::of(arguments)?;
@@ -71,6 +71,7 @@ pub(crate) fn direct(arguments: &mut Arguments<'_>, report: &mut Report) -> Resu
     report.number("ops", done);
     report.number("failed", failed);
     report.number("bytes", done * bytes as u64);
+    report.number("min_ns", times_ns.first().copied().unwrap_or(0));
     report.number("p50_ns", times_ns.get(blocks / 2).copied().unwrap_or(0));
     report.number("max_ns", times_ns.last().copied().unwrap_or(0));
     report.number("wait_ns", times_ns.iter().sum());

@@ -85,6 +85,7 @@ fn obey(line: &str, report: &mut Report) -> Result<()> {
         "in-namespace" => processes::in_namespace(&mut arguments, report),
         "keep" => resident::keep(&mut arguments, report),
         "give-back" => resident::give_back(&mut arguments, report),
+        "pin" => system::pin(arguments.value("processor")?),
         "spin" => processes::spin(&mut arguments),
         "exec" => processes::exec(&mut arguments),
         "exit" => processes::exit(&mut arguments),

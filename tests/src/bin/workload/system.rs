@@ -96,7 +96,7 @@ pub(crate) fn brk(end: usize) -> usize {
     end as usize
 }
 
-/// Keeps this process on one processor; where there are not so many, they are counted round.
+/// `pin PROCESSOR`: keeps this process on one processor; where there are not so many, they are counted round.
 pub(crate) fn pin(processor: usize) -> Result<()> {
     let processor = processor % std::thread::available_parallelism().map_or(1, usize::from);
     // SAFETY: an all-zero set is valid and empty; CPU_SET checks its bounds.
