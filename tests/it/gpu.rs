@@ -13,7 +13,7 @@ use tests::{
     Agent, Cgroup, LoopDevice, Machine, Workload,
     agent::run_with,
     clock::{PATIENCE, wait_until},
-    expect, json,
+    expect, json, proc,
 };
 
 const GIB: u64 = 1 << 30;
@@ -106,12 +106,7 @@ fn gpus_when(agent: &Agent, what: &str, fits: impl Fn(&Value) -> bool) -> Result
 
 /// The thread that asks the driver, by its name in /proc.
 fn has_thread(agent: &Agent) -> Result<bool> {
-    for task in fs::read_dir(format!("/proc/{}/task", agent.pid()))? {
-        if fs::read_to_string(task?.path().join("comm")).is_ok_and(|name| name.trim() == "gpu") {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    Ok(proc::of_threads(agent.pid(), "comm")?.iter().any(|name| name.trim() == "gpu"))
 }
 
 fn has_loaded(agent: &Agent, library: &str) -> Result<bool> {

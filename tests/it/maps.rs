@@ -1,7 +1,11 @@
 //! Maps that are too small: what finds no room is counted for nobody, so that the host's totals stay exact, and told.
 
 use anyhow::{Context, Result, ensure};
-use tests::{Agent, LoopDevice, Machine, Workload, expect, json, proc};
+use tests::{
+    Agent, LoopDevice, Machine, Workload,
+    clock::{PATIENCE, wait_until},
+    expect, json, proc,
+};
 
 /// More processes than the smallest map has room for.
 const CROWD: usize = 24;
@@ -13,6 +17,7 @@ fn faults_of_processes_that_find_no_room_count_for_the_host() -> Result<()> {
     let _machine = Machine::claim()?;
     let agent = Agent::start(&["--set", "page_fault.owners=16", "--set", "address_space.owners=16"])?;
     let mut crowd = (0..CROWD).map(|_| Workload::start()).collect::<Result<Vec<_>>>()?;
+    let machine_before = proc::all_faults()?;
     agent.settle()?;
     let host = |name: &str| json::count(&agent.get("/v1/snapshot")?, &format!("host.page_faults.{name}"));
     let (before, proc_before) = (host("user_total")? + host("kernel_total")?, faults(&crowd)?);
@@ -21,8 +26,9 @@ fn faults_of_processes_that_find_no_room_count_for_the_host() -> Result<()> {
     }
     agent.settle()?;
     let (grown, made) = (host("user_total")? + host("kernel_total")? - before, faults(&crowd)? - proc_before);
-    // Others fault beside, but not nearly as much.
-    expect::between("faults of the host", made, grown, made + CROWD as u64 * PAGES / 10)?;
+    // Others fault beside, and a few faults that the kernel could not resolve are not in its count.
+    let most = (proc::all_faults()? - machine_before) * 101 / 100;
+    expect::between("faults of the host", made, grown, most)?;
 
     let lost = json::count(&agent.coverage("page_fault")?, "lost.map_full")?;
     ensure!(lost > 0, "the map of 16 had room for {CROWD}");
@@ -30,7 +36,10 @@ fn faults_of_processes_that_find_no_room_count_for_the_host() -> Result<()> {
     let attributed = crowd.iter().map(of_each).sum::<Result<u64>>()?;
     ensure!(attributed < made, "all {made} faults were attributed, {attributed} of them to the crowd");
     // The kernel program says so itself, once.
-    ensure!(agent.words().contains("page_fault: no room for another owner"), "its log says: {}", agent.words());
+    wait_until("its words", PATIENCE, || {
+        Ok(agent.words().contains("page_fault: no room for another owner").then_some(()))
+    })
+    .with_context(|| format!("its log says: {}", agent.words()))?;
     agent.stop()
 }
 
@@ -114,9 +123,9 @@ fn accounts_of_processes_that_are_gone_are_used_again_and_stay_exact() -> Result
 #[test]
 fn who_has_gone_makes_room_whatever_the_tick() -> Result<()> {
     let _machine = Machine::claim()?;
-    // Those of two rounds do not fit.
+    // Those of four rounds do not fit.
     const EACH: usize = 40;
-    let owners = ["page_fault.owners=64", "address_space.owners=64"].map(|owners| ["--set", owners]).concat();
+    let owners = ["page_fault.owners=128", "address_space.owners=128"].map(|owners| ["--set", owners]).concat();
     let agent = Agent::start(&[&["--tick", "1h"][..], &owners].concat())?;
     for _ in 0..10 {
         let mut crowd = (0..EACH).map(|_| Workload::start()).collect::<Result<Vec<_>>>()?;

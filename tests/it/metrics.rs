@@ -100,12 +100,16 @@ fn encoded(query: &str) -> String {
     query.bytes().map(|byte| format!("%{byte:02X}")).collect()
 }
 
-/// Both are about the same.
-fn near(what: &str, told: f64, true_value: f64, apart: f64) -> Result<()> {
-    ensure!(true_value > 0.0, "{what}: nothing to compare with");
-    println!("{what}: {told} by Prometheus, {true_value} otherwise");
-    ensure!((told / true_value - 1.0).abs() <= apart, "{what}: {told} by Prometheus, {true_value} otherwise");
-    Ok(())
+/// Both are about the same. They are read anew until they are: one may have moved before the other was read.
+fn near(what: &str, told: impl Fn() -> Result<f64>, true_value: impl Fn() -> Result<f64>, apart: f64) -> Result<()> {
+    let mut last = (0.0, 0.0);
+    let compared = wait_until(what, PATIENCE, || {
+        last = (told()?, true_value()?);
+        ensure!(last.1 > 0.0, "{what}: nothing to compare with");
+        Ok(((last.0 / last.1 - 1.0).abs() <= apart).then_some(()))
+    });
+    println!("{what}: {} by Prometheus, {} otherwise", last.0, last.1);
+    compared.with_context(|| format!("{} by Prometheus, {} otherwise", last.0, last.1))
 }
 
 #[test]
@@ -137,23 +141,28 @@ fn a_real_prometheus_has_what_the_agent_tells() -> Result<()> {
     let (agent, address) = start(&["--set", "metrics.top=50"])?;
     workload.run(&format!("hold {}", 96 * MIB))?;
     let prometheus = Prometheus::start(address)?;
-    expect::exactly("up", prometheus.value("up{job=\"monitor\"}")?, 1.0)?;
+    prometheus.value("up{job=\"monitor\"} == 1")?;
 
     let host = agent.get("/v1/host")?;
     let total = json::number(&host, "memory.total_bytes")?;
     expect::exactly("memory", prometheus.value("monitor_host_memory_total_bytes")?, total)?;
-    let used = json::number(&host, "memory.used_bytes")?;
-    near("used memory", prometheus.value("monitor_host_memory_used_bytes")?, used, 0.3)?;
+    let used = || json::number(&agent.get("/v1/host")?, "memory.used_bytes");
+    near("used memory", || prometheus.value("monitor_host_memory_used_bytes"), used, 0.3)?;
 
     let of_cgroup = format!("{{cgroup={}}}", serde_json::to_string(&cgroup.path())?);
     // The workload touches all of what it holds, and has little else.
-    let held = prometheus.value(&format!("monitor_cgroup_memory_bytes{of_cgroup} > {}", 96 * MIB))?;
-    let told = agent.cgroup(&cgroup.path())?.context("the cgroup is not listed")?;
-    near("memory of the cgroup", held, json::number(&told, "memory.current_bytes")?, 0.05)?;
+    let held = || prometheus.value(&format!("monitor_cgroup_memory_bytes{of_cgroup} > {}", 96 * MIB));
+    let told = || {
+        let cgroup = agent.cgroup(&cgroup.path())?.context("the cgroup is not listed")?;
+        json::number(&cgroup, "memory.current_bytes")
+    };
+    near("memory of the cgroup", held, told, 0.05)?;
     expect::exactly("its processes", prometheus.value(&format!("monitor_cgroup_processes{of_cgroup}"))?, 1.0)?;
     let of_tree = format!("{{tree=\"{}\"}}", json::count(&agent.process(workload.pid())?, "tree")?);
     ensure!(prometheus.value(&format!("monitor_tree_resident_bytes{of_tree}"))? > (96 * MIB) as f64, "no tree");
-    let command = prometheus.query(&format!("monitor_tree_info{of_tree}"))?;
+    let command = wait_until("names of the tree", PATIENCE, || {
+        Ok(Some(prometheus.query(&format!("monitor_tree_info{of_tree}"))?).filter(|found| !found.is_empty()))
+    })?;
     ensure!(command.len() == 1 && command[0].0["command"].is_string(), "no names of the tree: {command:?}");
 
     let before = prometheus.value("monitor_host_page_faults_total{mode=\"user\"}")?;
@@ -170,11 +179,12 @@ fn the_few_and_the_others_sum_to_what_the_kernel_charges() -> Result<()> {
     let _machine = Machine::claim()?;
     let (agent, address) = start(&["--set", "metrics.top=2"])?;
     let prometheus = Prometheus::start(address)?;
-    let sum = prometheus.value("sum(monitor_cgroup_memory_bytes)")?;
+    let sum = || prometheus.value("sum(monitor_cgroup_memory_bytes)");
+    sum()?;
     let series = prometheus.query("monitor_cgroup_memory_bytes")?;
     ensure!(series.len() <= 3, "more than two and the others: {series:?}");
-    let root = charged(&Cgroup::new("sum")?)?;
-    near("memory of all cgroups", sum, root as f64, 0.2)?;
+    let cgroup = Cgroup::new("sum")?;
+    near("memory of all cgroups", sum, || Ok(charged(&cgroup)? as f64), 0.2)?;
     let all = prometheus.value("count({job=\"monitor\"})")?;
     ensure!(all < 400.0, "{all} series");
     println!("{all} series");

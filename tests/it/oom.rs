@@ -94,7 +94,7 @@ fn a_victim_that_had_not_grown_is_told_apart_from_who_had() -> Result<()> {
 #[test]
 fn the_story_is_whole_though_the_cgroup_is_removed_at_once() -> Result<()> {
     let _machine = Machine::claim()?;
-    let agent = Agent::start(&["--set", "exited.keep=2s"])?;
+    let agent = Agent::start(&["--set", "exited.keep=10s"])?;
     let cgroup = Cgroup::new("shortlived")?;
     cgroup.limit_memory(32 * MIB)?;
     let mut workload = Workload::start()?;

@@ -3,8 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use std::fs;
-use tests::{Agent, Machine, Workload, agent, expect, json};
+use tests::{Agent, Machine, Workload, agent, expect, json, proc};
 
 /// What `deploy/monitor.service` bounds it to, as setpriv spells them.
 const FIVE: &str = "-all,+bpf,+perfmon,+sys_ptrace,+dac_read_search,+syslog";
@@ -32,10 +31,10 @@ const AS_NOBODY: [&str; 13] = [
 
 /// The sets of all threads of a process, by their names in /proc/PID/status.
 fn capabilities(pid: u32, set: &str) -> Result<Vec<u64>> {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?;
-    tasks
-        .map(|task| {
-            let status = fs::read_to_string(task?.path().join("status"))?;
+    let threads = proc::of_threads(pid, "status")?;
+    threads
+        .iter()
+        .map(|status| {
             let line = status.lines().find_map(|line| line.strip_prefix(set)?.strip_prefix(':'));
             Ok(u64::from_str_radix(line.with_context(|| format!("no {set}"))?.trim(), 16)?)
         })

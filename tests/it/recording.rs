@@ -14,7 +14,7 @@ use tests::{
     Agent, Machine, Workload, agent,
     clock::{PATIENCE, boot_ns, slowness, wait_until},
     disk::SmallDisk,
-    expect, json,
+    expect, json, proc,
 };
 
 /// A live answer that a recording should give again.
@@ -259,14 +259,6 @@ fn what_makes_no_sense_of_a_recording_is_one_line() -> Result<()> {
     expect::exactly("the diary", fs::read_to_string(&*file)?, "dear diary".to_owned())
 }
 
-/// Names of an agent's threads.
-fn threads(agent: &Agent) -> Result<Vec<String>> {
-    let tasks = fs::read_dir(format!("/proc/{}/task", agent.pid()))?;
-    // One may end meanwhile.
-    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-    Ok(names.map(|name| name.trim().to_owned()).collect())
-}
-
 #[test]
 fn without_a_recording_there_is_no_thread_for_it() -> Result<()> {
     let _machine = Machine::claim()?;
@@ -275,8 +267,8 @@ fn without_a_recording_there_is_no_thread_for_it() -> Result<()> {
         let (_, name) = recording_in(&directory);
         let flags = ["--record", &name];
         let agent = Agent::start(if is_recorded { &flags } else { &[] })?;
-        let threads = threads(&agent)?;
-        expect::exactly("a thread that records", threads.iter().any(|name| name == "recorder"), is_recorded)?;
+        let names = proc::of_threads(agent.pid(), "comm")?;
+        expect::exactly("a thread that records", names.iter().any(|name| name.trim() == "recorder"), is_recorded)?;
         let health = agent.get("/v1/health")?;
         expect::exactly("health tells of a recording", json::at(&health, "recording")?.is_object(), is_recorded)?;
         agent.stop()?;

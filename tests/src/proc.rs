@@ -17,6 +17,16 @@ pub fn faults(pid: u32) -> Result<u64> {
     Ok(field(&fields, 10)? + field(&fields, 12)?)
 }
 
+/// Page faults of the whole machine so far, as far as they could be resolved: the line `pgfault` of /proc/vmstat.
+///
+/// # Errors
+/// An unreadable /proc/vmstat.
+pub fn all_faults() -> Result<u64> {
+    let text = fs::read_to_string("/proc/vmstat").context("cannot read /proc/vmstat")?;
+    let value = text.lines().find_map(|line| line.strip_prefix("pgfault ")).context("no line `pgfault`")?;
+    value.trim().parse().with_context(|| format!("not a number of faults: {value:?}"))
+}
+
 /// Bytes of anonymous memory, of files and of shared memory that the kernel's log says a process had when it was killed for want
 /// of memory.
 ///
@@ -60,6 +70,21 @@ fn kernel_log() -> Result<String> {
             Err(error) => return Err(error).context("cannot read /dev/kmsg"),
         }
     }
+}
+
+/// A file of each of a process's threads, but for those that end while they are looked through.
+///
+/// # Errors
+/// No such process, or a file that cannot be read.
+pub fn of_threads(pid: u32, file: &str) -> Result<Vec<String>> {
+    let mut texts = Vec::new();
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        match fs::read_to_string(thread?.path().join(file)) {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {}
+            text => texts.push(text?),
+        }
+    }
+    Ok(texts)
 }
 
 /// State letter of a process, such as S or Z.

@@ -58,6 +58,9 @@ impl Server {
             &workers,
             "--bind",
             "unix:socket",
+            // A client that stands still for a while finds its connection again.
+            "--keep-alive",
+            "60",
         ]);
         command.arg("served:application").current_dir(directory.path());
         Self::start(command, libc::SIGTERM, directory).context("gunicorn: apt-get install gunicorn python3-uvicorn")

@@ -191,7 +191,10 @@ fn processes_that_find_no_room_count_for_the_host_and_accounts_are_used_again() 
     agent.settle()?;
     expect::between("the host's", 2 * ACCOUNTS as u64, host()? - before, u64::MAX)?;
     ensure!(lost()? > 0, "{ACCOUNTS} accounts had room for {}", 2 * ACCOUNTS);
-    ensure!(agent.words().contains("requests: no room for another owner"), "its log says: {}", agent.words());
+    wait_until("its words", PATIENCE, || {
+        Ok(agent.words().contains("requests: no room for another owner").then_some(()))
+    })
+    .with_context(|| format!("its log says: {}", agent.words()))?;
     for (mut child, client) in crowd {
         drop(client);
         child.wait()?;
