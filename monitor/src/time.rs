@@ -37,3 +37,22 @@ fn clock_ns(clock: libc::clockid_t) -> u64 {
     unsafe { libc::clock_gettime(clock, &raw mut now) };
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{hint::black_box, thread::sleep, time::Instant};
+
+    #[test]
+    fn waiting_takes_nothing_of_a_processor_and_work_does() {
+        let pause = Duration::from_millis(100);
+        let start = thread_cpu_time();
+        sleep(pause);
+        assert!(thread_cpu_time() - start < pause / 2);
+        let (begin, start) = (Instant::now(), thread_cpu_time());
+        while thread_cpu_time() - start < pause / 10 {
+            black_box(begin.elapsed());
+        }
+        assert!(begin.elapsed() >= pause / 10, "no thread has more than one processor");
+    }
+}

@@ -337,16 +337,25 @@ fn one_lost_gpu_takes_no_other_with_it() -> Result<()> {
     let driver = Driver::new(&driver_of(&[h200(), other.clone()]))?;
     let agent = driver.live_agent()?;
     let dead = with(other.clone(), json!({ "nvmlDeviceGetHandleByIndex_v2": { "error": GPU_IS_LOST } }));
-    driver.says(&driver_of(&[h200(), dead]))?;
+    driver.says(&driver_of(&[h200(), dead.clone()]))?;
     let answer = gpus_when(&agent, "GPU 1 to be lost", |answer| !answer["gpus"][1]["failure"].is_null())?;
     expect::exactly("its name", json::text(&answer["gpus"][1], "uuid")?, "GPU-2")?;
     expect::exactly("its utilisation", &answer["gpus"][1]["utilization_ratio"], &Value::Null)?;
     expect::exactly("the other's", json::number(&answer["gpus"][0], "utilization_ratio")?, 0.87)?;
     gpus_when(&agent, "the reason", |answer| answer["reason"].as_str().is_some_and(|r| r.starts_with("GPU 1: ")))?;
-    // The driver is asked afresh some times meanwhile, and the GPU does not tell its name any more.
-    sleep(Duration::from_secs(2));
+    // The driver is asked afresh some times meanwhile, and the GPU does not tell its name any more, whether it is still found or not.
+    let functions = ["nvmlDeviceGetUUID", "nvmlDeviceGetName", "nvmlDeviceGetMemoryInfo_v2"];
+    let mute = functions
+        .into_iter()
+        .fold(other.clone(), |gpu, function| with(gpu, json!({ function: { "error": GPU_IS_LOST } })));
+    for lost in [dead, mute] {
+        driver.says(&driver_of(&[h200(), lost]))?;
+        sleep(Duration::from_secs(2));
+        let answer = agent.get("/v1/gpus")?;
+        ensure!(!answer["gpus"][1]["failure"].is_null(), "{answer}");
+        expect::exactly("its name", json::text(&answer["gpus"][1], "uuid")?, "GPU-2")?;
+    }
     expect::exactly("times it said so", agent.words().matches("gpu: GPU 1 does not answer").count(), 1)?;
-    expect::exactly("its name", json::text(&agent.get("/v1/gpus")?["gpus"][1], "uuid")?, "GPU-2")?;
     expect::exactly("the other", standing(&agent, "live")?["gpus"][0]["failure"].clone(), Value::Null)?;
 
     driver.says(&driver_of(&[h200(), other]))?;

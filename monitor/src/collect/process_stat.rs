@@ -34,8 +34,8 @@ const REST: u32 = 8;
 const FULL_EVERY: u64 = 16;
 /// Or when its resident memory has changed by so much, or by a sixteenth.
 const FULL_BYTES: u64 = 1 << 20;
-/// Share of a processor's time that smaps_rollup may take: reading it walks a process's page tables, which takes 20 us of a small one
-/// and milliseconds of a large one.
+/// Share of a processor's time that smaps_rollup may take: reading it walks a process's page tables, which takes 20 us of
+/// a small one and milliseconds of a large one.
 const SHARES_RATIO: f64 = 0.002;
 /// So many seconds of it are saved up at most, and there to begin with.
 const SHARES_SAVED: f64 = 0.02;

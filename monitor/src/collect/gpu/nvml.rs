@@ -87,7 +87,7 @@ impl<'a> Session<'a> {
         let time = BootTime::now();
         let read = self.nvml.device_by_index(index).and_then(|device| {
             if self.told.insert(index) {
-                self.names.insert(index, Names::of(&device));
+                self.names.entry(index).or_default().learn(Names::of(&device));
             }
             read_device(&device)
         });
@@ -105,6 +105,11 @@ impl Names {
     fn of(device: &Device<'_>) -> Self {
         let known = |name: Result<String, NvmlError>| name.ok().filter(|name| !name.is_empty());
         Self { uuid: known(device.uuid()), name: known(device.name()) }
+    }
+
+    /// What is told now counts; what is not told any more stays.
+    fn learn(&mut self, now: Self) {
+        *self = Self { uuid: now.uuid.or(self.uuid.take()), name: now.name.or(self.name.take()) };
     }
 }
 
